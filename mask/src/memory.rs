@@ -1,0 +1,112 @@
+//! Exact bytes of a KV cache: what the engine will allocate, known before a single weight is downloaded.
+
+use crate::{HeadMask, MaskError, ModelMasks, Result, RingLayout};
+
+/// Tokens that may be decoded ahead and taken back exactly: stop strings, abort, a broken-off stream.
+pub const SLACK: u32 = 64;
+
+/// The part of a model's shape that decides its KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvShape {
+    /// Transformer layers.
+    pub layers: u32,
+    /// KV heads in each layer.
+    pub kv_heads: u32,
+    /// Channels of a head.
+    pub head_dim: u32,
+}
+
+/// Bytes of one engine's KV memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvBytes {
+    /// Sink and ring slots of every head, slack included: K and V.
+    pub cache: u64,
+    /// K and V of the chunk in flight during prefill, shared by all layers.
+    pub scratch: u64,
+}
+
+impl KvBytes {
+    /// Cache and scratch.
+    pub const fn total(self) -> u64 {
+        self.cache + self.scratch
+    }
+}
+
+impl KvShape {
+    /// Checks that no count is zero and that head_dim is even (two f16 values share a u32).
+    pub fn check(self) -> Result<()> {
+        for (what, got) in [("layers", self.layers), ("kv_heads", self.kv_heads), ("head_dim", self.head_dim)] {
+            if got == 0 {
+                return Err(MaskError::BadShape { what, got: 0, expected: "at least 1" });
+            }
+        }
+        if self.head_dim % 2 != 0 {
+            return Err(MaskError::BadShape { what: "head_dim", got: u64::from(self.head_dim), expected: "an even number" });
+        }
+        Ok(())
+    }
+
+    /// Bytes of the K and V of one token in one head, with `value_bytes` a value (2 for f16).
+    pub const fn slot_bytes(self, value_bytes: u64) -> u64 {
+        2 * self.head_dim as u64 * value_bytes
+    }
+
+    /// Bytes for `masks` at a declared context length, prefilled in chunks of at most `chunk` tokens.
+    ///
+    /// `value_bytes` is the size of a cached value: 2 for f16.
+    pub fn kv_bytes(self, masks: &ModelMasks, context: u32, chunk: u32, value_bytes: u64) -> Result<KvBytes> {
+        self.check()?;
+        masks.check_shape(self.layers as usize, self.kv_heads as usize)?;
+        if context == 0 {
+            return Err(MaskError::BadContext { got: 0 });
+        }
+        let slots: u64 = masks.iter().map(|mask| u64::from(RingLayout::new(mask, context, SLACK).slots())).sum();
+        let chunk = u64::from(chunk.min(context)) * u64::from(self.kv_heads);
+        let bytes = |slots: u64| slots.checked_mul(self.slot_bytes(value_bytes));
+        match (bytes(slots), bytes(chunk)) {
+            (Some(cache), Some(scratch)) => Ok(KvBytes { cache, scratch }),
+            _ => Err(MaskError::BadContext { got: u64::from(context) }),
+        }
+    }
+
+    /// Bytes of a dense cache of exactly `context` tokens, without slack or scratch: what everybody else pays.
+    pub fn dense_bytes(self, context: u32, value_bytes: u64) -> u64 {
+        u64::from(self.layers) * u64::from(self.kv_heads) * u64::from(context) * self.slot_bytes(value_bytes)
+    }
+}
+
+/// First slot of each KV head of a layer in the layer's K (or V) buffer, and the layer's slots in all: the
+/// layout that the runtime allocates and that [`KvShape::kv_bytes`] counts.
+pub fn slot_offsets(layer: &[HeadMask], context: u32, slack: u32) -> (Vec<u32>, u32) {
+    let mut offsets = Vec::with_capacity(layer.len());
+    let mut next = 0;
+    for &mask in layer {
+        offsets.push(next);
+        next += RingLayout::new(mask, context, slack).slots();
+    }
+    (offsets, next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_count_sinks_rings_slack_and_scratch() {
+        let shape = KvShape { layers: 2, kv_heads: 3, head_dim: 64 };
+        let masks = ModelMasks::uniform(2, 3, HeadMask::from_span(1024, 64));
+        let bytes = shape.kv_bytes(&masks, 8192, 256, 2).unwrap();
+        assert_eq!(bytes.cache, 6 * (1024 + 64) * 2 * 64 * 2);
+        assert_eq!(bytes.scratch, 256 * 3 * 2 * 64 * 2);
+        let dense = shape.kv_bytes(&ModelMasks::dense(2, 3), 8192, 0, 2).unwrap();
+        assert_eq!(dense.cache, shape.dense_bytes(8192, 2), "no more than the context in all");
+        assert!(shape.kv_bytes(&ModelMasks::dense(2, 2), 8192, 0, 2).is_err());
+        assert!(KvShape { head_dim: 7, ..shape }.check().is_err());
+    }
+
+    #[test]
+    fn offsets_tile_the_layer() {
+        let layer = [HeadMask::from_span(128, 64), HeadMask::DENSE];
+        assert_eq!(slot_offsets(&layer, 1000, 64), (vec![0, 192], 1192));
+    }
+}
