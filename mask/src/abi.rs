@@ -89,10 +89,17 @@ pub fn cuda_prelude() -> String {
     for layout in STRUCTS {
         text += &format!("struct {} {{\n", layout.name);
         for (field, ty, _) in layout.fields {
-            let c_type = if *ty == "f32" { "float" } else { "unsigned int" };
+            let c_type = if *ty == "f32" {
+                "float"
+            } else {
+                "unsigned int"
+            };
             text += &format!("    {c_type} {field};\n");
         }
-        text += &format!("}};\nstatic_assert(sizeof({}) == {}, \"layout\");\n", layout.name, layout.bytes);
+        text += &format!(
+            "}};\nstatic_assert(sizeof({}) == {}, \"layout\");\n",
+            layout.name, layout.bytes
+        );
     }
     text
 }
@@ -106,7 +113,12 @@ mod tests {
         for layout in STRUCTS {
             assert_eq!(layout.bytes % 16, 0, "{}", layout.name);
             for (index, (field, _, offset)) in layout.fields.iter().enumerate() {
-                assert_eq!(*offset, index * 4, "{}.{field}: no hidden padding", layout.name);
+                assert_eq!(
+                    *offset,
+                    index * 4,
+                    "{}.{field}: no hidden padding",
+                    layout.name
+                );
             }
             assert_eq!(layout.fields.len() * 4, layout.bytes, "{}", layout.name);
         }

@@ -15,12 +15,18 @@ pub struct HeadMask {
 
 impl HeadMask {
     /// A mask that hides nothing.
-    pub const DENSE: Self = Self { sink: 0, window: u32::MAX };
+    pub const DENSE: Self = Self {
+        sink: 0,
+        window: u32::MAX,
+    };
 
     /// The mask of a span that includes the sink.
     pub const fn from_span(span: u32, sink: u32) -> Self {
         let window = span.saturating_sub(sink);
-        Self { sink, window: if window == 0 { 1 } else { window } }
+        Self {
+            sink,
+            window: if window == 0 { 1 } else { window },
+        }
     }
 
     /// Keys that a query sees at most: sink and window.
@@ -58,7 +64,11 @@ pub struct ModelMasks {
 impl ModelMasks {
     /// Every head of every layer sees everything.
     pub fn dense(layers: usize, kv_heads: usize) -> Self {
-        Self { layers, kv_heads, heads: vec![HeadMask::DENSE; layers * kv_heads] }
+        Self {
+            layers,
+            kv_heads,
+            heads: vec![HeadMask::DENSE; layers * kv_heads],
+        }
     }
 
     /// The masks of `rules[layer][kv_head]` at `context` tokens. Every layer must have as many heads as the first.
@@ -78,21 +88,37 @@ impl ModelMasks {
                 heads.push(rule.mask(context, grid));
             }
         }
-        Ok(Self { layers: rules.len(), kv_heads, heads })
+        Ok(Self {
+            layers: rules.len(),
+            kv_heads,
+            heads,
+        })
     }
 
     /// The same mask on every head.
     pub fn uniform(layers: usize, kv_heads: usize, mask: HeadMask) -> Self {
-        Self { layers, kv_heads, heads: vec![mask; layers * kv_heads] }
+        Self {
+            layers,
+            kv_heads,
+            heads: vec![mask; layers * kv_heads],
+        }
     }
 
     /// Refuses masks that were made for another model.
     pub fn check_shape(&self, layers: usize, kv_heads: usize) -> Result<()> {
         if self.layers != layers {
-            return Err(MaskError::ShapeMismatch { what: "layers".into(), got: self.layers, expected: layers });
+            return Err(MaskError::ShapeMismatch {
+                what: "layers".into(),
+                got: self.layers,
+                expected: layers,
+            });
         }
         if self.kv_heads != kv_heads {
-            return Err(MaskError::ShapeMismatch { what: "kv heads".into(), got: self.kv_heads, expected: kv_heads });
+            return Err(MaskError::ShapeMismatch {
+                what: "kv heads".into(),
+                got: self.kv_heads,
+                expected: kv_heads,
+            });
         }
         Ok(())
     }
@@ -130,7 +156,9 @@ mod tests {
                 for q_pos in 0..20 {
                     assert!(mask.attends(q_pos, q_pos));
                     assert!(!mask.attends(q_pos, q_pos + 1));
-                    let visible = (0..=q_pos).filter(|&k_pos| mask.attends(q_pos, k_pos)).count();
+                    let visible = (0..=q_pos)
+                        .filter(|&k_pos| mask.attends(q_pos, k_pos))
+                        .count();
                     assert_eq!(visible as u32, mask.visible(q_pos));
                 }
             }
@@ -141,7 +169,10 @@ mod tests {
     #[test]
     fn below_its_span_a_head_sees_everything() {
         let grid = MaskGrid::new(8, 4).unwrap();
-        let rule = HeadRule::Elastic { alpha: 0.0, beta: 0.5 };
+        let rule = HeadRule::Elastic {
+            alpha: 0.0,
+            beta: 0.5,
+        };
         let mask = rule.mask(64, grid);
         for q_pos in 0..rule.span(64, grid) {
             for k_pos in 0..=q_pos {

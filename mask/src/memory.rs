@@ -35,13 +35,25 @@ impl KvBytes {
 impl KvShape {
     /// Checks that no count is zero and that head_dim is even (two f16 values share a u32).
     pub fn check(self) -> Result<()> {
-        for (what, got) in [("layers", self.layers), ("kv_heads", self.kv_heads), ("head_dim", self.head_dim)] {
+        for (what, got) in [
+            ("layers", self.layers),
+            ("kv_heads", self.kv_heads),
+            ("head_dim", self.head_dim),
+        ] {
             if got == 0 {
-                return Err(MaskError::BadShape { what, got: 0, expected: "at least 1" });
+                return Err(MaskError::BadShape {
+                    what,
+                    got: 0,
+                    expected: "at least 1",
+                });
             }
         }
         if self.head_dim % 2 != 0 {
-            return Err(MaskError::BadShape { what: "head_dim", got: u64::from(self.head_dim), expected: "an even number" });
+            return Err(MaskError::BadShape {
+                what: "head_dim",
+                got: u64::from(self.head_dim),
+                expected: "an even number",
+            });
         }
         Ok(())
     }
@@ -54,24 +66,38 @@ impl KvShape {
     /// Bytes for `masks` at a declared context length, prefilled in chunks of at most `chunk` tokens.
     ///
     /// `value_bytes` is the size of a cached value: 2 for f16.
-    pub fn kv_bytes(self, masks: &ModelMasks, context: u32, chunk: u32, value_bytes: u64) -> Result<KvBytes> {
+    pub fn kv_bytes(
+        self,
+        masks: &ModelMasks,
+        context: u32,
+        chunk: u32,
+        value_bytes: u64,
+    ) -> Result<KvBytes> {
         self.check()?;
         masks.check_shape(self.layers as usize, self.kv_heads as usize)?;
         if context == 0 {
             return Err(MaskError::BadContext { got: 0 });
         }
-        let slots: u64 = masks.iter().map(|mask| u64::from(RingLayout::new(mask, context, SLACK).slots())).sum();
+        let slots: u64 = masks
+            .iter()
+            .map(|mask| u64::from(RingLayout::new(mask, context, SLACK).slots()))
+            .sum();
         let chunk = u64::from(chunk.min(context)) * u64::from(self.kv_heads);
         let bytes = |slots: u64| slots.checked_mul(self.slot_bytes(value_bytes));
         match (bytes(slots), bytes(chunk)) {
             (Some(cache), Some(scratch)) => Ok(KvBytes { cache, scratch }),
-            _ => Err(MaskError::BadContext { got: u64::from(context) }),
+            _ => Err(MaskError::BadContext {
+                got: u64::from(context),
+            }),
         }
     }
 
     /// Bytes of a dense cache of exactly `context` tokens, without slack or scratch: what everybody else pays.
     pub fn dense_bytes(self, context: u32, value_bytes: u64) -> u64 {
-        u64::from(self.layers) * u64::from(self.kv_heads) * u64::from(context) * self.slot_bytes(value_bytes)
+        u64::from(self.layers)
+            * u64::from(self.kv_heads)
+            * u64::from(context)
+            * self.slot_bytes(value_bytes)
     }
 }
 
@@ -93,15 +119,36 @@ mod tests {
 
     #[test]
     fn bytes_count_sinks_rings_slack_and_scratch() {
-        let shape = KvShape { layers: 2, kv_heads: 3, head_dim: 64 };
+        let shape = KvShape {
+            layers: 2,
+            kv_heads: 3,
+            head_dim: 64,
+        };
         let masks = ModelMasks::uniform(2, 3, HeadMask::from_span(1024, 64));
         let bytes = shape.kv_bytes(&masks, 8192, 256, 2).unwrap();
         assert_eq!(bytes.cache, 6 * (1024 + 64) * 2 * 64 * 2);
         assert_eq!(bytes.scratch, 256 * 3 * 2 * 64 * 2);
-        let dense = shape.kv_bytes(&ModelMasks::dense(2, 3), 8192, 0, 2).unwrap();
-        assert_eq!(dense.cache, shape.dense_bytes(8192, 2), "no more than the context in all");
-        assert!(shape.kv_bytes(&ModelMasks::dense(2, 2), 8192, 0, 2).is_err());
-        assert!(KvShape { head_dim: 7, ..shape }.check().is_err());
+        let dense = shape
+            .kv_bytes(&ModelMasks::dense(2, 3), 8192, 0, 2)
+            .unwrap();
+        assert_eq!(
+            dense.cache,
+            shape.dense_bytes(8192, 2),
+            "no more than the context in all"
+        );
+        assert!(
+            shape
+                .kv_bytes(&ModelMasks::dense(2, 2), 8192, 0, 2)
+                .is_err()
+        );
+        assert!(
+            KvShape {
+                head_dim: 7,
+                ..shape
+            }
+            .check()
+            .is_err()
+        );
     }
 
     #[test]

@@ -37,7 +37,11 @@ pub fn prefill(mask: HeadMask, q_start: u32, q_len: u32) -> KeyRanges {
     let local = mask.window_start(q_start)..q_end.max(mask.sink);
     let inner_start = mask.window_start(q_last);
     let inner_end = (q_start + 1).max(inner_start).min(local.end);
-    KeyRanges { sink, local, inner: inner_start..inner_end }
+    KeyRanges {
+        sink,
+        local,
+        inner: inner_start..inner_end,
+    }
 }
 
 /// Keys of the one query at position `q_pos`.
@@ -69,7 +73,11 @@ impl KeyRanges {
         };
         let inner = self.inner.clone();
         cut(self.sink.clone())
-            .map(move |keys| Tile { start: keys.start, end: keys.end, edge: keys.end > q_start + 1 })
+            .map(move |keys| Tile {
+                start: keys.start,
+                end: keys.end,
+                edge: keys.end > q_start + 1,
+            })
             .chain(cut(self.local.clone()).map(move |keys| Tile {
                 start: keys.start,
                 end: keys.end,

@@ -46,7 +46,11 @@ impl RingLayout {
 
     /// The slot of the key at position `k_pos`.
     pub const fn slot(self, k_pos: u32) -> u32 {
-        if k_pos < self.sink || self.ring == 0 { k_pos } else { self.sink + (k_pos - self.sink) % self.ring }
+        if k_pos < self.sink || self.ring == 0 {
+            k_pos
+        } else {
+            self.sink + (k_pos - self.sink) % self.ring
+        }
     }
 
     /// The position that `slot` holds once `len` tokens have been written, or `None` while it is empty.
@@ -67,8 +71,13 @@ impl RingLayout {
         let end = start.saturating_add(len);
         let sink_end = self.sink.min(end);
         let first_other = start.max(self.sink);
-        let ring_start = first_other.max(end.saturating_sub(self.ring)).min(end.max(first_other));
-        Commit { sink: start.min(sink_end)..sink_end, ring: ring_start..end.max(ring_start) }
+        let ring_start = first_other
+            .max(end.saturating_sub(self.ring))
+            .min(end.max(first_other));
+        Commit {
+            sink: start.min(sink_end)..sink_end,
+            ring: ring_start..end.max(ring_start),
+        }
     }
 
     /// The slots that hold the positions `keys`, none of them in the sink and no more than a ring of them:

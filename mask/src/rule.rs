@@ -49,7 +49,10 @@ impl MaskGrid {
         if rounded >= f64::from(largest) {
             largest
         } else {
-            #[expect(clippy::cast_possible_truncation, reason = "clamped to 0..=largest, which is a u32")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "clamped to 0..=largest, which is a u32"
+            )]
             #[expect(clippy::cast_sign_loss, reason = "clamped at zero")]
             let tokens = rounded.max(0.0) as u32;
             tokens
@@ -59,7 +62,10 @@ impl MaskGrid {
 
 impl Default for MaskGrid {
     fn default() -> Self {
-        Self { sink: DEFAULT_SINK, block: DEFAULT_BLOCK }
+        Self {
+            sink: DEFAULT_SINK,
+            block: DEFAULT_BLOCK,
+        }
     }
 }
 
@@ -82,7 +88,10 @@ pub enum HeadRule {
 
 impl HeadRule {
     /// The rule under which a head sees everything at every length.
-    pub const DENSE: Self = Self::Elastic { alpha: 0.0, beta: 1.0 };
+    pub const DENSE: Self = Self::Elastic {
+        alpha: 0.0,
+        beta: 1.0,
+    };
 
     /// Whether the numbers define a span on `grid`.
     pub fn check(self, grid: MaskGrid) -> Result<()> {
@@ -94,7 +103,10 @@ impl HeadRule {
             }
             Self::Exact { span } => {
                 if span <= grid.sink() {
-                    return Err(MaskError::SpanTooShort { span, sink: grid.sink() });
+                    return Err(MaskError::SpanTooShort {
+                        span,
+                        sink: grid.sink(),
+                    });
                 }
             }
         }
@@ -125,30 +137,84 @@ mod tests {
     #[test]
     fn span_follows_the_formula() {
         let grid = MaskGrid::default();
-        let half = HeadRule::Elastic { alpha: 0.0, beta: 0.5 };
+        let half = HeadRule::Elastic {
+            alpha: 0.0,
+            beta: 0.5,
+        };
         assert_eq!(half.span(8192, grid), 4096);
         assert_eq!(half.span(8193, grid), 4160, "rounded up to a block");
         assert_eq!(half.span(100, grid), 128, "never below sink + block");
-        assert_eq!(half.span(60, grid), 64, "never above the length, rounded up");
-        let negative = HeadRule::Elastic { alpha: -2048.0, beta: 1.0 };
+        assert_eq!(
+            half.span(60, grid),
+            64,
+            "never above the length, rounded up"
+        );
+        let negative = HeadRule::Elastic {
+            alpha: -2048.0,
+            beta: 1.0,
+        };
         assert_eq!(negative.span(2048, grid), 128);
         assert_eq!(negative.span(4096, grid), 2048);
-        let wide = HeadRule::Elastic { alpha: 8192.0, beta: 1.0 };
+        let wide = HeadRule::Elastic {
+            alpha: 8192.0,
+            beta: 1.0,
+        };
         assert_eq!(wide.span(1000, grid), 1024);
-        assert_eq!(HeadRule::Exact { span: 129 }.span(64, grid), 129, "taken as written");
-        assert_eq!(HeadRule::Elastic { alpha: 1e300, beta: 0.0 }.span(u32::MAX, grid), u32::MAX - 63);
+        assert_eq!(
+            HeadRule::Exact { span: 129 }.span(64, grid),
+            129,
+            "taken as written"
+        );
+        assert_eq!(
+            HeadRule::Elastic {
+                alpha: 1e300,
+                beta: 0.0
+            }
+            .span(u32::MAX, grid),
+            u32::MAX - 63
+        );
     }
 
     #[test]
     fn bad_rules_are_named() {
         let grid = MaskGrid::default();
-        assert_eq!(MaskGrid::new(32, 64), Err(MaskError::UnalignedSink { sink: 32, block: 64 }));
+        assert_eq!(
+            MaskGrid::new(32, 64),
+            Err(MaskError::UnalignedSink {
+                sink: 32,
+                block: 64
+            })
+        );
         assert_eq!(MaskGrid::new(0, 0), Err(MaskError::ZeroBlock));
         assert!(MaskGrid::new(0, 16).is_ok());
-        assert!(HeadRule::Elastic { alpha: f64::NAN, beta: 0.5 }.check(grid).is_err());
-        assert!(HeadRule::Elastic { alpha: 0.0, beta: 1.01 }.check(grid).is_err());
-        assert!(HeadRule::Elastic { alpha: 0.0, beta: -0.01 }.check(grid).is_err());
-        assert_eq!(HeadRule::Exact { span: 64 }.check(grid), Err(MaskError::SpanTooShort { span: 64, sink: 64 }));
+        assert!(
+            HeadRule::Elastic {
+                alpha: f64::NAN,
+                beta: 0.5
+            }
+            .check(grid)
+            .is_err()
+        );
+        assert!(
+            HeadRule::Elastic {
+                alpha: 0.0,
+                beta: 1.01
+            }
+            .check(grid)
+            .is_err()
+        );
+        assert!(
+            HeadRule::Elastic {
+                alpha: 0.0,
+                beta: -0.01
+            }
+            .check(grid)
+            .is_err()
+        );
+        assert_eq!(
+            HeadRule::Exact { span: 64 }.check(grid),
+            Err(MaskError::SpanTooShort { span: 64, sink: 64 })
+        );
         assert!(HeadRule::Exact { span: 65 }.check(grid).is_ok());
     }
 }

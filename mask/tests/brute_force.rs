@@ -3,7 +3,9 @@
 use moa_mask::{HeadMask, RingLayout, ranges};
 
 fn masks() -> impl Iterator<Item = HeadMask> {
-    [0, 1, 4, 8].into_iter().flat_map(|sink| [1, 2, 3, 5, 8, 13, 40].map(|window| HeadMask { sink, window }))
+    [0, 1, 4, 8]
+        .into_iter()
+        .flat_map(|sink| [1, 2, 3, 5, 8, 13, 40].map(|window| HeadMask { sink, window }))
 }
 
 #[test]
@@ -20,7 +22,11 @@ fn prefill_ranges_cover_exactly_the_visible_keys() {
                     let listed = keys.sink.contains(&k_pos) || keys.local.contains(&k_pos);
                     assert_eq!(listed, seen_by_any, "{mask:?} {queries:?} key {k_pos}");
                     if k_pos >= mask.sink {
-                        assert_eq!(keys.inner.contains(&k_pos), seen_by_all, "{mask:?} {queries:?} inner {k_pos}");
+                        assert_eq!(
+                            keys.inner.contains(&k_pos),
+                            seen_by_all,
+                            "{mask:?} {queries:?} inner {k_pos}"
+                        );
                     }
                 }
                 for tile_k in [1, 3, 4, 16] {
@@ -30,8 +36,14 @@ fn prefill_ranges_cover_exactly_the_visible_keys() {
                         covered += tile.end - tile.start;
                         let all = (tile.start..tile.end)
                             .all(|k_pos| queries.clone().all(|q_pos| mask.attends(q_pos, k_pos)));
-                        assert!(all || tile.edge, "{mask:?} {queries:?} {tile:?}: a cut tile must be an edge");
-                        assert!(!all || !tile.edge, "{mask:?} {queries:?} {tile:?}: a full tile must not be tested");
+                        assert!(
+                            all || tile.edge,
+                            "{mask:?} {queries:?} {tile:?}: a cut tile must be an edge"
+                        );
+                        assert!(
+                            !all || !tile.edge,
+                            "{mask:?} {queries:?} {tile:?}: a full tile must not be tested"
+                        );
                     }
                     assert_eq!(covered, keys.len());
                 }
@@ -47,7 +59,10 @@ fn decode_range_is_the_row_of_the_predicate() {
             let keys = ranges::decode(mask, q_pos);
             assert_eq!(keys.len(), mask.visible(q_pos));
             for k_pos in 0..q_pos + 2 {
-                assert_eq!(keys.sink.contains(&k_pos) || keys.local.contains(&k_pos), mask.attends(q_pos, k_pos));
+                assert_eq!(
+                    keys.sink.contains(&k_pos) || keys.local.contains(&k_pos),
+                    mask.attends(q_pos, k_pos)
+                );
             }
         }
     }
@@ -63,7 +78,11 @@ struct Cache {
 impl Cache {
     fn new(mask: HeadMask, context: u32, slack: u32) -> Self {
         let layout = RingLayout::new(mask, context, slack);
-        Self { layout, held: vec![None; layout.slots() as usize], len: 0 }
+        Self {
+            layout,
+            held: vec![None; layout.slots() as usize],
+            len: 0,
+        }
     }
 
     fn write(&mut self, chunk: u32) {
@@ -83,13 +102,23 @@ impl Cache {
         let q_pos = self.len;
         for k_pos in (0..self.len).filter(|&k_pos| mask.attends(q_pos, k_pos)) {
             let slot = self.layout.slot(k_pos);
-            assert_eq!(self.held[slot as usize], Some(k_pos), "{mask:?} {:?} len {} key {k_pos}", self.layout, self.len);
+            assert_eq!(
+                self.held[slot as usize],
+                Some(k_pos),
+                "{mask:?} {:?} len {} key {k_pos}",
+                self.layout,
+                self.len
+            );
             assert_eq!(self.layout.position(slot, self.len), Some(k_pos));
         }
         for slot in 0..self.layout.slots() {
             let claimed = self.layout.position(slot, self.len);
             if let Some(k_pos) = claimed.filter(|&k_pos| mask.attends(q_pos, k_pos)) {
-                assert_eq!(self.held[slot as usize], Some(k_pos), "a visible position must be the one held");
+                assert_eq!(
+                    self.held[slot as usize],
+                    Some(k_pos),
+                    "a visible position must be the one held"
+                );
             }
         }
         let keys = ranges::decode(mask, q_pos).local;
@@ -97,7 +126,10 @@ impl Cache {
         let [a, b] = self.layout.segments(past.clone());
         let listed: Vec<u32> = a.chain(b).collect();
         let expected: Vec<u32> = past.map(|k_pos| self.layout.slot(k_pos)).collect();
-        assert_eq!(listed, expected, "segments list the slots of the window in order");
+        assert_eq!(
+            listed, expected,
+            "segments list the slots of the window in order"
+        );
     }
 }
 
