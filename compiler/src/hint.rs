@@ -1,0 +1,36 @@
+//! What a user can do about an error: hints stand beside messages, not in them.
+
+use crate::files::FileError;
+
+/// An error that carries its own hint; for what commands find out themselves.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Told {
+    message: String,
+    hint: String,
+}
+
+impl Told {
+    pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into() }
+    }
+}
+
+/// The first hint that any cause of `error` has.
+pub(crate) fn hint_of(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| {
+        if let Some(told) = cause.downcast_ref::<Told>() {
+            return Some(told.hint.clone());
+        }
+        if let Some(error) = cause.downcast_ref::<FileError>() {
+            return error.hint();
+        }
+        if let Some(error) = cause.downcast_ref::<moa_model::Error>() {
+            return error.hint();
+        }
+        if let Some(error) = cause.downcast_ref::<moa_kernels::CudaError>() {
+            return Some(error.hint().to_owned());
+        }
+        None
+    })
+}
