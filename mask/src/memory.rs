@@ -5,6 +5,9 @@ use crate::{HeadMask, MaskError, ModelMasks, Result, RingLayout};
 /// Tokens that may be decoded ahead and taken back exactly: stop strings, abort, a broken-off stream.
 pub const SLACK: u32 = 64;
 
+/// Tokens of a prefill chunk in the runtime: what its K and V scratch holds, and so part of every memory figure.
+pub const PREFILL_CHUNK: u32 = 256;
+
 /// The part of a model's shape that decides its KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvShape {
