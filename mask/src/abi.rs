@@ -45,6 +45,8 @@ abi_consts! {
     QUANT_GROUP = 32;
     /// Tokens that may be taken back exactly.
     KV_SLACK = crate::SLACK;
+    /// Keys that one workgroup of decode attention serves at most.
+    DECODE_KEYS = 256;
 }
 
 abi_struct! {
@@ -61,8 +63,85 @@ abi_struct! {
     }
 }
 
+abi_struct! {
+    /// What is in flight: written by the host before a prefill chunk, advanced on the GPU between decoded tokens.
+    StepState {
+        /// Position of the first token in flight: tokens that are in the cache already.
+        start: u32,
+        /// Tokens in flight.
+        len: u32,
+        /// Tokens chosen since the host last wrote the state: index of the next one in the list of ids.
+        step: u32,
+        /// Padding.
+        reserved: u32,
+    }
+}
+
+abi_struct! {
+    /// A piece of a weight matrix: rows `[row_offset, row_offset + rows)` of it.
+    PieceParams {
+        /// Rows of the piece.
+        rows: u32,
+        /// Columns: the input dimension.
+        cols: u32,
+        /// First row of the piece in the whole matrix.
+        row_offset: u32,
+        /// Values from one token's output to the next one's.
+        y_stride: u32,
+    }
+}
+
+abi_struct! {
+    /// A kernel that works token by token on rows of `dim` values.
+    RowParams {
+        /// Values in a row.
+        dim: u32,
+        /// Added to the mean square under the root.
+        eps: f32,
+        /// 1: only the last token in flight, written to row 0; 0: all of them, each to its own row.
+        last_only: u32,
+        /// Padding.
+        reserved: u32,
+    }
+}
+
+abi_struct! {
+    /// One workgroup's share of decode attention: an even part of the keys that its KV head sees.
+    DecodeItem {
+        /// The KV head whose keys are read.
+        kv_head: u32,
+        /// First query head served.
+        first_head: u32,
+        /// Which part of the head's visible keys.
+        part: u32,
+        /// Into how many parts they are cut.
+        parts: u32,
+    }
+}
+
+abi_struct! {
+    /// Where one query head's partial results lie.
+    HeadParts {
+        /// Partial result of part 0; a partial is `head_dim` values, row_max and row_sum.
+        first: u32,
+        /// From one part's partial to the next one's.
+        stride: u32,
+        /// Parts in all.
+        parts: u32,
+        /// Padding.
+        reserved: u32,
+    }
+}
+
 /// Every struct that kernels share with the host.
-pub const STRUCTS: &[StructLayout] = &[HeadSpan::LAYOUT];
+pub const STRUCTS: &[StructLayout] = &[
+    HeadSpan::LAYOUT,
+    StepState::LAYOUT,
+    PieceParams::LAYOUT,
+    RowParams::LAYOUT,
+    DecodeItem::LAYOUT,
+    HeadParts::LAYOUT,
+];
 
 /// The prelude that begins every WGSL source.
 pub fn wgsl_prelude() -> String {
