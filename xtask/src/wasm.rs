@@ -1,0 +1,63 @@
+//! The wasm engine: compile, bind, shrink, and hold its size below the number in the repository.
+//!
+//! The result lies in `web/moa-runtime/wasm`, in the layout of `wasm-pack build --target web`.
+
+use std::fs;
+
+use anyhow::Result;
+use xshell::cmd;
+
+use crate::workspace::Workspace;
+
+const CRATE: &str = "moa-runtime-web";
+const MODULE: &str = "moa_runtime_web";
+const TARGET: &str = "wasm32-unknown-unknown";
+
+/// What wasm-opt may assume of browsers. Never `--all-features`: browsers refuse the result.
+const WASM_OPT_FLAGS: &[&str] = &[
+    "-Oz",
+    "--enable-bulk-memory",
+    "--enable-nontrapping-float-to-int",
+    "--enable-sign-ext",
+    "--enable-mutable-globals",
+    "--enable-multivalue",
+    "--enable-reference-types",
+    "--enable-simd",
+];
+
+/// Builds the engine into the npm package.
+pub(crate) fn build(workspace: &Workspace) -> Result<()> {
+    let sh = &workspace.shell;
+    let cargo = &workspace.cargo;
+    cmd!(
+        sh,
+        "{cargo} build --locked --package {CRATE} --lib --target {TARGET} --profile wasm"
+    )
+    .run()?;
+    let module = workspace
+        .target()
+        .join(TARGET)
+        .join("wasm")
+        .join(format!("{MODULE}.wasm"));
+    let out = workspace.root.join("web/moa-runtime/wasm");
+    if out.exists() {
+        fs::remove_dir_all(&out)?;
+    }
+    cmd!(
+        sh,
+        "{cargo} run --quiet --locked --package xtask --features bindgen --bin bind-wasm -- {module} {out}"
+    )
+    .run()?;
+    // Debian's wasm-opt (108) makes a module that is broken without an error: only npm's pinned one is used.
+    let wasm_opt = workspace.root.join("node_modules/binaryen/bin/wasm-opt");
+    let bound = out.join(format!("{MODULE}_bg.wasm"));
+    cmd!(sh, "node {wasm_opt} {bound} {WASM_OPT_FLAGS...} -o {bound}").run()?;
+    Ok(())
+}
+
+/// Prints raw, gzip and brotli bytes of what a page loads, and fails above the limit.
+pub(crate) fn check_size(workspace: &Workspace) -> Result<()> {
+    let sh = &workspace.shell;
+    cmd!(sh, "node web/moa-runtime/scripts/size.mjs").run()?;
+    Ok(())
+}

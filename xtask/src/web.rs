@@ -1,0 +1,27 @@
+//! The npm package and the pages: types, unit tests, bundling.
+//!
+//! Expects the wasm engine in place (see `wasm`) and the npm packages installed.
+
+use std::path::Path;
+
+use anyhow::Result;
+use xshell::cmd;
+
+use crate::workspace::Workspace;
+
+/// Compiles the package and writes the chat page to `out`.
+pub(crate) fn build(workspace: &Workspace, out: &Path) -> Result<()> {
+    let sh = &workspace.shell;
+    let out = workspace.root.join(out);
+    cmd!(sh, "npm run --silent --workspace moa-runtime build").run()?;
+    cmd!(sh, "node web/chat/build.mjs {out}").run()?;
+    Ok(())
+}
+
+/// Type checks and unit tests; needs the package compiled.
+pub(crate) fn check(workspace: &Workspace) -> Result<()> {
+    let sh = &workspace.shell;
+    cmd!(sh, "npm run --silent --workspaces --if-present typecheck").run()?;
+    cmd!(sh, "npm run --silent --workspace moa-runtime test").run()?;
+    Ok(())
+}
