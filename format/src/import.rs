@@ -1,4 +1,4 @@
-//! Plans of other programs: the MoA reference's two-key JSON, and explicit spans.
+//! Plans of other programs: the `MoA` reference's two-key JSON, and explicit spans.
 //!
 //! An import never guesses a shape: what does not fit the model is refused with both numbers.
 
@@ -55,8 +55,8 @@ impl Plan {
     /// - the reference's `{"alphas": [layer][head], "betas": [layer][head]}`, by KV heads or by query heads; of
     ///   query heads that share a KV head, the one with the largest span at the longest length decides;
     /// - `{"sink": 64, "spans": [layer][kv_head]}`: spans exactly as written, with `block` 1 unless given.
-    pub fn import(json: &str, options: ImportOptions<'_>) -> Result<Self> {
-        let value: Value = serde_json::from_str(json).map_err(json_error)?;
+    pub fn import(json: impl AsRef<[u8]>, options: ImportOptions<'_>) -> Result<Self> {
+        let value: Value = serde_json::from_slice(json.as_ref()).map_err(json_error)?;
         let has = |key| value.get(key).is_some();
         let plan = if has("rules") {
             Self::from_value(value)?

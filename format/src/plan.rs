@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{FormatError, Result, ensure};
 use crate::hash::hex;
+use crate::json;
 use crate::model::ModelConfig;
 
 /// Newest version of the plan JSON that this build reads, and the one it writes.
@@ -18,7 +19,7 @@ pub const PLAN_VERSION: u32 = 1;
 /// Longest name of a plan, in characters.
 pub const MAX_NAME: usize = 64;
 /// Most layers, and most KV heads in a layer, that a plan may have.
-pub const MAX_PLAN_DIM: usize = 1 << 14;
+pub(crate) const MAX_PLAN_DIM: usize = 1 << 14;
 
 /// One rule for every KV head of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,7 +64,7 @@ pub struct Provenance {
     /// Profiled lengths, in tokens.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lengths: Vec<u32>,
-    /// Bounds on kv_density by context length.
+    /// Bounds on `kv_density` by context length.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub budgets: BTreeMap<u32, f64>,
     /// Anything else worth keeping: solver, gap, objective.
@@ -207,37 +208,25 @@ impl Plan {
     /// The plan as JSON, one layer a line.
     pub fn to_json(&self) -> Result<String> {
         self.check()?;
-        let head = PlanJson {
-            version: PLAN_VERSION,
-            name: self.name.clone(),
-            sink: self.sink,
-            block: self.block,
-            provenance: self.provenance.clone(),
-            rules: Vec::new(),
-        };
-        let mut text = serde_json::to_string_pretty(&head).map_err(json_error)?;
-        // The pretty printer gives every number a line of its own; a layer is what a person compares.
-        let rows = self
-            .rules
-            .iter()
-            .map(|row| {
-                let row: Vec<RuleJson> = row.iter().map(|&rule| rule.into()).collect();
-                serde_json::to_string(&row).map(|row| format!("    {row}"))
-            })
-            .collect::<std::result::Result<Vec<_>, _>>()
-            .map_err(json_error)?;
-        let Some(start) = text.rfind("[]") else {
-            return Err(json_error("the list of rules has no place"));
-        };
-        text.replace_range(start..start + 2, &format!("[\n{}\n  ]", rows.join(",\n")));
-        text.push('\n');
-        Ok(text)
+        let rules = self.rules.iter();
+        json::to_text(
+            "plan",
+            &PlanJson {
+                version: PLAN_VERSION,
+                name: self.name.clone(),
+                sink: self.sink,
+                block: self.block,
+                provenance: self.provenance.clone(),
+                rules: rules
+                    .map(|row| row.iter().map(|&rule| rule.into()).collect())
+                    .collect(),
+            },
+        )
     }
 
     /// Reads what [`Plan::to_json`] wrote. A newer version is refused.
-    pub fn from_json(json: &str) -> Result<Self> {
-        let value: serde_json::Value = serde_json::from_str(json).map_err(json_error)?;
-        Self::from_value(value)
+    pub fn from_json(json: impl AsRef<[u8]>) -> Result<Self> {
+        Self::from_value(serde_json::from_slice(json.as_ref()).map_err(json_error)?)
     }
 
     pub(crate) fn from_value(value: serde_json::Value) -> Result<Self> {
@@ -309,8 +298,5 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
 }
 
 pub(crate) fn json_error(reason: impl ToString) -> FormatError {
-    FormatError::Json {
-        what: "plan",
-        reason: reason.to_string(),
-    }
+    json::json_error("plan", reason)
 }

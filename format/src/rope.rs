@@ -1,7 +1,7 @@
 //! Rotary position embedding: the frequencies, computed in f64, once for both engines.
 //!
 //! The convention is that of Hugging Face's `rotate_half`: channel i of a head pairs with channel
-//! i + head_dim/2. Families that rotate only a part of a head are not supported.
+//! i + `head_dim/2`. Families that rotate only a part of a head are not supported.
 
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +40,7 @@ pub enum RopeScaling {
     },
     /// Every frequency divided by its own number: what GGUF files carry as `rope_freqs.weight`.
     Divisors {
-        /// One divisor for each of the head_dim/2 frequencies.
+        /// One divisor for each of the `head_dim/2` frequencies.
         divisors: Vec<f64>,
     },
 }
