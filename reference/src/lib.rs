@@ -1,1 +1,22 @@
-//! (under construction)
+//! f64 twins of every kernel: plain loops that mirror the kernels' definitions, and the comparator.
+//!
+//! f32 in, f64 inside, f64 out. Slow on purpose, without any blocking or reordering, so that each can be read
+//! against its definition in one go. In no shipped crate: tests only, and so free to panic on wrong shapes.
+
+#![expect(
+    clippy::needless_range_loop,
+    reason = "indices stay as in the definitions"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "sizes of test cases fit in u32, and tests round to f32 on purpose"
+)]
+
+pub mod attention_decode;
+pub mod attention_prefill;
+pub mod compare;
+pub mod cross_entropy;
+pub mod rms_norm;
+pub mod rope;
+pub mod softmax;
+pub mod swiglu;
