@@ -223,15 +223,34 @@ impl ModelError {
     }
 
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
     }
 
-    pub(crate) fn unsupported(what: impl Into<String>, got: impl Into<String>, supported: &'static str) -> Self {
-        Self::Unsupported { what: what.into(), got: got.into(), supported }
+    pub(crate) fn unsupported(
+        what: impl Into<String>,
+        got: impl Into<String>,
+        supported: &'static str,
+    ) -> Self {
+        Self::Unsupported {
+            what: what.into(),
+            got: got.into(),
+            supported,
+        }
     }
 
-    pub(crate) fn tokenizer(what: impl Into<String>, expected: impl Into<String>, got: impl Into<String>) -> Self {
-        Self::Tokenizer { what: what.into(), expected: expected.into(), got: got.into() }
+    pub(crate) fn tokenizer(
+        what: impl Into<String>,
+        expected: impl Into<String>,
+        got: impl Into<String>,
+    ) -> Self {
+        Self::Tokenizer {
+            what: what.into(),
+            expected: expected.into(),
+            got: got.into(),
+        }
     }
 }
 

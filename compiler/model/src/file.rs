@@ -29,9 +29,17 @@ impl SourceFile {
         let file = File::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
         if !meta.is_file() {
-            return Err(ModelError::NotAModel { path: path.to_owned(), expected: "a regular file", found: "something else".into() });
+            return Err(ModelError::NotAModel {
+                path: path.to_owned(),
+                expected: "a regular file",
+                found: "something else".into(),
+            });
         }
-        Ok(Self { path: path.to_owned(), len: meta.len(), file: Mutex::new(file) })
+        Ok(Self {
+            path: path.to_owned(),
+            len: meta.len(),
+            file: Mutex::new(file),
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -63,10 +71,31 @@ impl SourceFile {
         })
     }
 
-    fn with<T>(&self, offset: u64, read: impl FnOnce(&mut File) -> std::io::Result<T>) -> Result<T> {
+    /// Lends the open file and its length to a parser that seeks for itself.
+    pub(crate) fn with_reader<T>(
+        &self,
+        read: impl FnOnce(&mut File, u64) -> Result<T>,
+    ) -> Result<T> {
+        let mut file = self
+            .file
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        read(&mut file, self.len)
+    }
+
+    fn with<T>(
+        &self,
+        offset: u64,
+        read: impl FnOnce(&mut File) -> std::io::Result<T>,
+    ) -> Result<T> {
         // A reader that panicked leaves only a file position behind, and every read seeks first.
-        let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        file.seek(SeekFrom::Start(offset)).and_then(|_| read(&mut file)).map_err(|source| ModelError::io(&self.path, source))
+        let mut file = self
+            .file
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        file.seek(SeekFrom::Start(offset))
+            .and_then(|_| read(&mut file))
+            .map_err(|source| ModelError::io(&self.path, source))
     }
 }
 
@@ -74,14 +103,23 @@ impl SourceFile {
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let file = SourceFile::open(path)?;
     if file.len() > MAX_TEXT_BYTES {
-        return Err(ModelError::TooLarge { path: path.to_owned(), got: file.len(), limit: MAX_TEXT_BYTES });
+        return Err(ModelError::TooLarge {
+            path: path.to_owned(),
+            got: file.len(),
+            limit: MAX_TEXT_BYTES,
+        });
     }
     let mut text = String::new();
-    file.with(0, |file| file.take(MAX_TEXT_BYTES).read_to_string(&mut text))?;
+    file.with(0, |file| {
+        file.take(MAX_TEXT_BYTES).read_to_string(&mut text)
+    })?;
     Ok(text)
 }
 
 /// A whole JSON file.
 pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value> {
-    serde_json::from_str(&read_text(path)?).map_err(|source| ModelError::Json { path: path.to_owned(), source })
+    serde_json::from_str(&read_text(path)?).map_err(|source| ModelError::Json {
+        path: path.to_owned(),
+        source,
+    })
 }
