@@ -1,0 +1,39 @@
+// Prints what a page downloads for the engine, raw, gzip and brotli, and fails above the limit in size-limit.json.
+//
+// Counted: the wasm module and this package's own scripts, minified. Not counted: the two tokenizer packages.
+
+import { readFileSync } from "node:fs";
+import { brotliCompressSync, gzipSync } from "node:zlib";
+
+import { build } from "esbuild";
+
+const root = new URL("../", import.meta.url);
+const limit = JSON.parse(readFileSync(new URL("size-limit.json", root), "utf8"));
+
+const { outputFiles } = await build({
+  entryPoints: ["src/index.ts", "src/worker.ts"].map((file) => new URL(file, root).pathname),
+  external: ["@huggingface/*"],
+  bundle: true,
+  minify: true,
+  write: false,
+  format: "esm",
+  outdir: "out",
+});
+const parts = [
+  ["wasm", readFileSync(new URL("wasm/moa_runtime_web_bg.wasm", root))],
+  ...outputFiles.map((file) => [file.path.split("/").at(-1), file.contents]),
+];
+
+const row = (name, sizes) => console.log(name.padEnd(12), ...sizes.map((size) => String(size).padStart(9)));
+const total = [0, 0, 0];
+row("bytes", ["raw", "gzip", "brotli"]);
+for (const [name, bytes] of parts) {
+  const sizes = [bytes.length, gzipSync(bytes, { level: 9 }).length, brotliCompressSync(bytes).length];
+  sizes.forEach((size, i) => (total[i] += size));
+  row(name, sizes);
+}
+row("total", total);
+if (total[1] > limit.gzip_bytes) {
+  console.error(`the engine has ${total[1]} bytes gzipped; size-limit.json allows ${limit.gzip_bytes}`);
+  process.exit(1);
+}

@@ -1,0 +1,114 @@
+/** The page's side of the protocol: requests become promises and async iterables, aborts become messages. */
+
+import { MoaError, throwIfAborted } from "./errors.js";
+import type { LoadProgress } from "./progress.js";
+import type { Answer, LoadedInfo, LoadRequest, Port, Request } from "./protocol.js";
+import type { FinishReason, GenerateRequest, GenerateStats } from "./session.js";
+
+/** What a stream of tokens yields. */
+export type TokenEvent =
+  | { kind: "prefilled"; done: number; total: number }
+  | { kind: "tokens"; ids: readonly number[] }
+  | { kind: "finished"; reason: FinishReason; stats: GenerateStats };
+
+type WithoutId<R> = R extends { id: number } ? Omit<R, "id"> : never;
+
+/** Talks to one host. */
+export class Client {
+  readonly #port: Port;
+  readonly #listeners = new Map<number, (answer: Answer) => void>();
+  #nextId = 1;
+  #dead: MoaError | undefined;
+
+  constructor(port: Port) {
+    this.#port = port;
+    port.addEventListener("message", (event) => {
+      const answer = event.data as Answer;
+      this.#listeners.get(answer.id)?.(answer);
+    });
+  }
+
+  /** Fails everything that waits and everything that comes: the worker is gone. */
+  die(error: MoaError): void {
+    if (this.#dead) return;
+    this.#dead = error;
+    for (const [id, listener] of [...this.#listeners]) listener({ kind: "failed", id, error: error.fields() });
+  }
+
+  async load(
+    request: LoadRequest,
+    onProgress: (progress: LoadProgress) => void,
+    signal: AbortSignal | undefined,
+  ): Promise<LoadedInfo> {
+    for await (const answer of this.#ask({ kind: "load", request }, signal)) {
+      if (answer.kind === "progress") onProgress(answer.progress);
+      if (answer.kind === "loaded") return answer.info;
+    }
+    throw noAnswer();
+  }
+
+  /** Streams an answer. Leaving the loop early aborts it. */
+  async *generate(request: GenerateRequest, signal: AbortSignal | undefined): AsyncGenerator<TokenEvent, void, void> {
+    for await (const answer of this.#ask({ kind: "generate", request }, signal)) {
+      if (answer.kind === "prefilled" || answer.kind === "tokens") yield answer;
+      if (answer.kind === "finished") {
+        yield answer;
+        return;
+      }
+    }
+  }
+
+  async logits(ids: readonly number[], signal: AbortSignal | undefined): Promise<Float32Array> {
+    for await (const answer of this.#ask({ kind: "logits", ids }, signal)) {
+      if (answer.kind === "logits") return answer.logits;
+    }
+    throw noAnswer();
+  }
+
+  /** Sends a request and yields its answers until the caller has what it wants. */
+  async *#ask(request: WithoutId<Request>, signal: AbortSignal | undefined): AsyncGenerator<Answer, void, void> {
+    throwIfAborted(signal);
+    if (this.#dead) throw this.#dead;
+    const id = this.#nextId++;
+    const waiting: Answer[] = [];
+    let wake: (() => void) | undefined;
+    this.#listeners.set(id, (answer) => {
+      waiting.push(answer);
+      wake?.();
+    });
+    const abort = () => {
+      this.#port.postMessage({ kind: "abort", id } satisfies Request);
+      wake?.();
+    };
+    signal?.addEventListener("abort", abort, { once: true });
+    let done = false;
+    try {
+      this.#port.postMessage({ ...request, id });
+      for (;;) {
+        // The caller need not wait until the engine has finished its step; the next request will.
+        throwIfAborted(signal);
+        const answer = waiting.shift();
+        if (answer === undefined) {
+          await new Promise<void>((resolve) => (wake = resolve));
+          continue;
+        }
+        if (answer.kind === "failed") {
+          done = true;
+          const { code, message, hint } = answer.error;
+          throw new MoaError(code, message, { hint });
+        }
+        done = answer.kind === "loaded" || answer.kind === "finished" || answer.kind === "logits";
+        yield answer;
+        if (done) return;
+      }
+    } finally {
+      signal?.removeEventListener("abort", abort);
+      this.#listeners.delete(id);
+      if (!done) abort();
+    }
+  }
+}
+
+function noAnswer(): MoaError {
+  return new MoaError("internal", "the worker ended a request without an answer");
+}

@@ -1,0 +1,63 @@
+/** Load progress: exact bytes, with the three fields that WebLLM's pages read kept beside them. */
+
+/** Where loading stands. */
+export type LoadPhase = "manifest" | "device" | "download" | "warmup" | "ready";
+
+/** One report of progress. */
+export interface LoadProgress {
+  phase: LoadPhase;
+  /** Bytes of weights that were fetched, checked and handed to the GPU. */
+  loaded: number;
+  /** Bytes of weights in all; 0 until the manifest is read. */
+  total: number;
+  /** From 0 to 1. */
+  progress: number;
+  /** Seconds since loading began. */
+  timeElapsed: number;
+  /** Mean rate of the download so far. */
+  bytesPerSec: number;
+  /** Whether the bytes come from a local cache. */
+  fromCache: boolean;
+  /** One sentence for people. */
+  text: string;
+}
+
+const MIB = 1024 * 1024;
+
+/** Turns byte counts into reports. */
+export class ProgressMeter {
+  readonly #start = performance.now();
+  #downloadStart: number | undefined;
+  readonly #total: number;
+  readonly #report: (progress: LoadProgress) => void;
+
+  constructor(total: number, report: (progress: LoadProgress) => void) {
+    this.#total = total;
+    this.#report = report;
+  }
+
+  at(phase: LoadPhase, loaded: number): void {
+    const now = performance.now();
+    if (phase === "download") this.#downloadStart ??= now;
+    const seconds = (now - (this.#downloadStart ?? now)) / 1000;
+    const total = this.#total;
+    const mib = (bytes: number) => (bytes / MIB).toFixed(1);
+    const text = {
+      manifest: "Reading the manifest",
+      device: "Preparing the GPU",
+      download: `Loading weights: ${mib(loaded)} of ${mib(total)} MiB`,
+      warmup: "Warming up",
+      ready: "Ready",
+    }[phase];
+    this.#report({
+      phase,
+      loaded,
+      total,
+      progress: phase === "ready" ? 1 : total > 0 ? loaded / total : 0,
+      timeElapsed: (now - this.#start) / 1000,
+      bytesPerSec: seconds > 0 ? loaded / seconds : 0,
+      fromCache: false,
+      text,
+    });
+  }
+}

@@ -1,0 +1,146 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { ChatCompletions } from "../dist/chat.js";
+import { MoaError } from "../dist/errors.js";
+import { StreamDecoder, TextCodec } from "../dist/text.js";
+
+// GPT-2's table from bytes to visible characters, so that a vocabulary of single bytes can be written down.
+function byteCharacters() {
+  const visible = [...range(33, 126), ...range(161, 172), ...range(174, 255)];
+  const table = new Map(visible.map((byte) => [byte, String.fromCodePoint(byte)]));
+  let next = 256;
+  for (let byte = 0; byte < 256; byte++) if (!table.has(byte)) table.set(byte, String.fromCodePoint(next++));
+  return table;
+}
+const range = (low, high) => Array.from({ length: high - low + 1 }, (_, i) => low + i);
+
+const vocab = Object.fromEntries([...byteCharacters()].map(([byte, character]) => [character, byte]));
+const special = (id, content) => ({ id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true });
+const tokenizerJson = JSON.stringify({
+  version: "1.0", truncation: null, padding: null, normalizer: null, post_processor: null,
+  added_tokens: [special(256, "<|im_start|>"), special(257, "<|im_end|>")],
+  pre_tokenizer: { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true },
+  decoder: { type: "ByteLevel", add_prefix_space: true, trim_offsets: true, use_regex: true },
+  model: { type: "BPE", dropout: null, unk_token: null, continuing_subword_prefix: null, end_of_word_suffix: null, fuse_unk: false, vocab, merges: [] },
+});
+const template =
+  "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}" +
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+const codec = new TextCodec(tokenizerJson, JSON.stringify({ chat_template: template, eos_token: "<|im_end|>" }));
+const bytes = (text) => [...new TextEncoder().encode(text)];
+
+test("text to ids and back, special tokens whole", () => {
+  const ids = codec.encode("<|im_start|>héllo 🙂", false);
+  assert.deepEqual(ids, [256, ...bytes("héllo 🙂")]);
+  assert.equal(codec.decode(ids, true), "héllo 🙂");
+  assert.equal(codec.decode(ids, false), "<|im_start|>héllo 🙂");
+  assert.deepEqual(codec.encode("", false), []);
+  assert.equal(codec.decode([], true), "");
+});
+
+test("the template ends where the answer begins", () => {
+  assert.equal(codec.render([{ role: "user", content: "Hi" }]), "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+});
+
+test("a tokenizer or template that cannot be read is a typed error", () => {
+  for (const [tokenizer, config] of [["{", "{}"], [tokenizerJson, "["], [tokenizerJson, JSON.stringify({ chat_template: "{% for %}" })]]) {
+    assert.throws(() => new TextCodec(tokenizer, config), (error) => error instanceof MoaError && error.code === "no-tokenizer");
+  }
+  assert.throws(() => new TextCodec(tokenizerJson, "{}").render([{ role: "user", content: "" }]), { code: "no-tokenizer" });
+});
+
+test("a stream never gives half a character, and all pieces make the text", () => {
+  const text = "naïve 🙂🙃 日本語 end";
+  for (const size of [1, 2, 3, 5, 100]) {
+    const decoder = new StreamDecoder(codec);
+    const ids = bytes(text);
+    let pieces = "";
+    for (let at = 0; at < ids.length; at += size) {
+      const piece = decoder.push(ids.slice(at, at + size));
+      assert.ok(!piece.includes("\u{fffd}"));
+      pieces += piece;
+    }
+    assert.equal(pieces + decoder.flush(), text);
+  }
+  const cut = new StreamDecoder(codec);
+  assert.equal(cut.push(bytes("🙂").slice(0, 2)), "");
+  assert.equal(cut.flush(), "\u{fffd}");
+});
+
+/** A backend that answers with fixed batches of ids. */
+function completions(batches, reason = "stop") {
+  const seen = { requests: [], left: false };
+  const backend = {
+    codec, modelName: "tiny", stopIds: [257],
+    async *generate(request, signal) {
+      seen.requests.push({ request, signal });
+      try {
+        yield { kind: "prefilled", done: 4, total: 4 };
+        for (const ids of batches) yield { kind: "tokens", ids };
+        const completionTokens = batches.flat().length;
+        yield { kind: "finished", reason, stats: { promptTokens: request.ids.length, cachedTokens: 3, completionTokens, prefillMs: 1, decodeMs: 10 } };
+        seen.finished = true;
+      } finally {
+        seen.left = true;
+      }
+    },
+  };
+  return { chat: new ChatCompletions(backend), seen };
+}
+const messages = [{ role: "user", content: "Hi" }];
+
+test("a whole answer in OpenAI's shape", async () => {
+  const { chat, seen } = completions([bytes("Hel"), [...bytes("lo"), 257]]);
+  const answer = await chat.create({ messages, temperature: 0, max_tokens: 9, seed: 5 });
+  assert.equal(answer.object, "chat.completion");
+  assert.deepEqual(answer.choices, [{ index: 0, message: { role: "assistant", content: "Hello" }, finish_reason: "stop" }]);
+  assert.equal(answer.usage.completion_tokens, 6);
+  assert.equal(answer.usage.prompt_tokens_details.cached_tokens, 3);
+  const { request } = seen.requests[0];
+  assert.equal(request.maxTokens, 9);
+  assert.deepEqual(request.sampling, { temperature: 0, topP: 1, topK: 0, minP: 0, seed: 5 });
+  assert.deepEqual(request.ids, codec.encode(codec.render(messages), false));
+});
+
+test("a streamed answer: role first, then pieces, the reason, and usage where asked for", async () => {
+  const { chat } = completions([bytes("He"), bytes("🙂").slice(0, 2), bytes("🙂").slice(2), [257]]);
+  const chunks = [];
+  for await (const chunk of await chat.create({ messages, stream: true, stream_options: { include_usage: true } })) chunks.push(chunk);
+  assert.deepEqual(chunks[0].choices[0].delta, { role: "assistant" });
+  assert.deepEqual(chunks.map((chunk) => chunk.choices[0]?.delta.content).filter(Boolean), ["He", "🙂"]);
+  assert.equal(chunks.at(-2).choices[0].finish_reason, "stop");
+  assert.deepEqual(chunks.at(-1).choices, []);
+  assert.equal(chunks.at(-1).usage.total_tokens, chunks.at(-1).usage.prompt_tokens + chunks.at(-1).usage.completion_tokens);
+  assert.equal(new Set(chunks.map((chunk) => chunk.id)).size, 1);
+});
+
+test("a stop text ends the answer before itself, also across pieces", async () => {
+  for (const batches of [[bytes("one END two")], [...bytes("one END two")].map((byte) => [byte])]) {
+    const { chat, seen } = completions(batches, "length");
+    const answer = await chat.create({ messages, stop: ["END", "never"] });
+    assert.equal(answer.choices[0].message.content, "one ");
+    assert.equal(answer.choices[0].finish_reason, "stop");
+    assert.ok(seen.left && !seen.finished, "the engine was stopped");
+  }
+  const { chat } = completions([bytes("almost EN")], "length");
+  const answer = await chat.create({ messages, stop: "END" });
+  assert.equal(answer.choices[0].message.content, "almost EN");
+});
+
+test("what is not supported is named, nothing is ignored", async () => {
+  const { chat, seen } = completions([]);
+  for (const extra of [{ tools: [] }, { logit_bias: {} }, { n: 2 }, { response_format: { type: "json_object" } }, { whatever: 1 }]) {
+    const name = Object.keys(extra)[0];
+    await assert.rejects(chat.create({ messages, ...extra }), (error) => error.code === "unsupported-option" && error.message.includes(name));
+  }
+  for (const wrong of [{ temperature: -1 }, { top_p: 2 }, { max_tokens: 0 }, { temperature: "hot" }, { messages: [] }]) {
+    await assert.rejects(chat.create({ messages, ...wrong }), { code: "bad-argument" });
+  }
+  assert.equal(seen.requests.length, 0);
+});
+
+test("without a tokenizer, chat says what to use", async () => {
+  const chat = new ChatCompletions({ codec: undefined, modelName: "x", stopIds: [], generate: undefined });
+  await assert.rejects(chat.create({ messages }), (error) => error.code === "no-tokenizer" && /generate/.test(error.hint));
+});
