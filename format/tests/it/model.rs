@@ -34,7 +34,8 @@ fn tensors_of_tied_and_untied_models() {
 
 #[test]
 fn every_bad_number_is_named() {
-    let wrong: [(&str, fn(&mut ModelConfig)); 14] = [
+    type Change = fn(&mut ModelConfig);
+    let wrong: [(&str, Change); 14] = [
         ("layers", |c| c.layers = 0),
         ("layers", |c| c.layers = u32::MAX),
         ("hidden_dim", |c| c.hidden_dim = 0),
@@ -43,7 +44,7 @@ fn every_bad_number_is_named() {
         ("kv_heads", |c| c.kv_heads = 0),
         ("head_dim", |c| c.head_dim = 15),
         ("heads * head_dim", |c| {
-            (c.heads, c.head_dim) = (16384, 16384)
+            (c.heads, c.head_dim) = (16384, 16384);
         }),
         ("vocab_size", |c| c.vocab_size = 0),
         ("max_context", |c| c.max_context = 0),

@@ -96,11 +96,13 @@ fn damaged_chunks_are_found() {
     assert!(shard.check_bytes(&data[1..]).is_err());
 }
 
+type Lie = fn(&mut Weights);
+
 /// Each change of the lists must be noticed: every count, offset, extent, order and overlap.
 #[test]
 fn every_lie_in_the_lists_is_refused() {
     let (weights, _, specs) = large();
-    let lies: [(&str, fn(&mut Weights)); 24] = [
+    let lies: [(&str, Lie); 24] = [
         ("offset not aligned", |w| w.tensors[1].pieces[0].offset += 4),
         ("overlap", |w| w.tensors[2].pieces[0].offset = 0),
         ("gap", |w| w.tensors[2].pieces[0].offset += 256),
@@ -108,16 +110,16 @@ fn every_lie_in_the_lists_is_refused() {
         ("a shard skipped", |w| w.tensors[1].pieces[0].shard = 2),
         ("no such shard", |w| w.tensors[2].pieces[0].shard = 9),
         ("shard index of 2^32 - 1", |w| {
-            w.tensors[2].pieces[0].shard = u32::MAX
+            w.tensors[2].pieces[0].shard = u32::MAX;
         }),
         ("piece bytes", |w| w.tensors[0].pieces[0].bytes += 4),
         ("piece bytes huge", |w| {
-            w.tensors[0].pieces[0].bytes = u32::MAX
+            w.tensors[0].pieces[0].bytes = u32::MAX;
         }),
         ("piece rows", |w| w.tensors[1].pieces[0].rows -= 1),
         ("piece rows none", |w| w.tensors[0].pieces[0].rows = 0),
         ("piece rows huge", |w| {
-            w.tensors[0].pieces[0].rows = u32::MAX
+            w.tensors[0].pieces[0].rows = u32::MAX;
         }),
         ("no pieces", |w| w.tensors[2].pieces.clear()),
         ("a piece twice", |w| {
@@ -130,7 +132,7 @@ fn every_lie_in_the_lists_is_refused() {
         ("error is no number", |w| w.tensors[0].max_error = f32::NAN),
         ("name", |w| w.tensors[0].name.push('x')),
         ("order", |w| w.tensors.swap(0, 2)),
-        ("a tensor missing", |w| drop(w.tensors.pop())),
+        ("a tensor missing", |w| w.tensors.truncate(2)),
         ("a tensor more", |w| w.tensors.push(w.tensors[2].clone())),
         ("shard shorter", |w| w.shards[1].bytes -= 4),
         ("shard longer", |w| w.shards[2].bytes += 4),
@@ -141,24 +143,25 @@ fn every_lie_in_the_lists_is_refused() {
         assert_ne!(lying, weights, "{what}");
         assert!(lying.check(&specs).is_err(), "{what}");
     }
-    let more: [(&str, fn(&mut Weights)); 7] = [
+    let more: [(&str, Lie); 7] = [
         ("a shard more", |w| w.shards.push(w.shards[0].clone())),
-        ("a shard missing", |w| drop(w.shards.pop())),
+        ("a shard missing", |w| w.shards.truncate(2)),
         ("no shards", |w| w.shards.clear()),
         ("shard too large", |w| w.shards[0].bytes = u32::MAX),
         ("shard's name", |w| {
-            w.shards[0].file = "../weights-000.bin".into()
+            w.shards[0].file = "../weights-000.bin".into();
         }),
         ("a checksum missing", |w| {
-            drop(w.shards[1].chunk_sha256.pop())
+            w.shards[1].chunk_sha256.truncate(1);
         }),
         ("a checksum cut", |w| {
-            drop(w.shards[0].chunk_sha256[0].pop())
+            w.shards[0].chunk_sha256[0].truncate(63);
         }),
     ];
     for (what, lie) in more {
         let mut lying = weights.clone();
         lie(&mut lying);
+        assert_ne!(lying, weights, "{what}");
         assert!(lying.check(&specs).is_err(), "{what}");
     }
 }
