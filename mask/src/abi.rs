@@ -122,7 +122,7 @@ abi_struct! {
 abi_struct! {
     /// Where one query head's partial results lie.
     HeadParts {
-        /// Partial result of part 0; a partial is `head_dim` values, row_max and row_sum.
+        /// Partial result of part 0; a partial is `head_dim` values, `row_max` and `row_sum`.
         first: u32,
         /// From one part's partial to the next one's.
         stride: u32,

@@ -159,7 +159,7 @@ mod tests {
                     let visible = (0..=q_pos)
                         .filter(|&k_pos| mask.attends(q_pos, k_pos))
                         .count();
-                    assert_eq!(visible as u32, mask.visible(q_pos));
+                    assert_eq!(visible, mask.visible(q_pos) as usize);
                 }
             }
         }

@@ -36,7 +36,7 @@ impl KvBytes {
 }
 
 impl KvShape {
-    /// Checks that no count is zero and that head_dim is even (two f16 values share a u32).
+    /// Checks that no count is zero and that `head_dim` is even (two f16 values share a u32).
     pub fn check(self) -> Result<()> {
         for (what, got) in [
             ("layers", self.layers),
@@ -51,7 +51,7 @@ impl KvShape {
                 });
             }
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(MaskError::BadShape {
                 what: "head_dim",
                 got: u64::from(self.head_dim),
