@@ -5,7 +5,7 @@
 // where Chromium looks for SwiftShader and name the real driver library in the variable LVP_SO.
 // Nothing else is touched, and nothing that ships contains or needs this file.
 //
-// gcc -O2 -shared -fPIC -fvisibility=hidden -o liblvpshim.so vulkan_shim.c -ldl
+// gcc -O2 -shared -fPIC -fvisibility=hidden -o libvk_swiftshader.so vulkan_shim.c -ldl
 
 #include <dlfcn.h>
 #include <stdint.h>

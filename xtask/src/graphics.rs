@@ -170,7 +170,9 @@ fn copy_chromium(workspace: &Workspace) -> Result<()> {
         .context("/usr/lib/chromium/chromium is missing; install Debian's package chromium")?;
     let source = workspace.root.join("tests/web/vulkan_shim.c");
     let copy = workspace.tools().join("chromium");
-    let shim = copy.join("liblvpshim.so");
+    // Chromium loads both files by these names.
+    let shim = copy.join("libvk_swiftshader.so");
+    let icd = copy.join("vk_swiftshader_icd.json");
 
     let current = fs::metadata(copy.join("chromium")).is_ok_and(|found| {
         found.len() == binary.len() && found.modified().ok() == binary.modified().ok()
@@ -192,8 +194,8 @@ fn copy_chromium(workspace: &Workspace) -> Result<()> {
     }
     let modified = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
     if !current || modified(&shim) < modified(&source) {
-        for name in ["libvk_swiftshader.so", "vk_swiftshader_icd.json"] {
-            let file = copy.join(name);
+        // A hard link: writing into it would change the original.
+        for file in [&shim, &icd] {
             if file.exists() {
                 fs::remove_file(file)?;
             }
@@ -203,7 +205,7 @@ fn copy_chromium(workspace: &Workspace) -> Result<()> {
             "gcc -O2 -Wall -Wextra -shared -fPIC -fvisibility=hidden -o {shim} {source} -ldl"
         )
         .run()?;
-        write_icd(&copy.join("vk_swiftshader_icd.json"), &shim)?;
+        write_icd(&icd, &shim)?;
     }
     Ok(())
 }

@@ -40,9 +40,19 @@ export interface ChatStreamRequest extends ChatRequestBase {
   stream_options?: { include_usage?: boolean } | null;
 }
 
+/** How far a request is, in tokens. */
+export interface RequestProgress {
+  phase: "prefill" | "decode";
+  done: number;
+  /** Tokens of the prompt that are not in the cache yet, or the most that may be generated. */
+  total: number;
+}
+
 /** OpenAI's second argument. */
 export interface RequestOptions {
   signal?: AbortSignal | undefined;
+  /** Called after every prefill chunk and every batch of tokens. */
+  onProgress?: ((progress: RequestProgress) => void) | undefined;
 }
 
 /** Token counts, and the times that OpenAI does not give. */
@@ -104,8 +114,8 @@ export class ChatCompletions {
   ): Promise<ChatCompletion | AsyncGenerator<ChatCompletionChunk, void, void>> {
     const prepared = this.#prepare(request);
     return request.stream === true
-      ? this.#stream(prepared, request.stream_options?.include_usage === true, options.signal)
-      : this.#whole(prepared, options.signal);
+      ? this.#stream(prepared, request.stream_options?.include_usage === true, options)
+      : this.#whole(prepared, options);
   }
 
   #prepare(request: ChatRequest | ChatStreamRequest): Prepared {
@@ -146,7 +156,7 @@ export class ChatCompletions {
   async *#stream(
     prepared: Prepared,
     includeUsage: boolean,
-    signal: AbortSignal | undefined,
+    options: RequestOptions,
   ): AsyncGenerator<ChatCompletionChunk, void, void> {
     const { id, created, model } = prepared;
     const chunk = (
@@ -156,7 +166,7 @@ export class ChatCompletions {
       id, created, model, object: "chat.completion.chunk", choices: [{ index: 0, delta, finish_reason }],
     });
     yield chunk({ role: "assistant" });
-    for await (const event of this.#text(prepared, signal)) {
+    for await (const event of this.#text(prepared, options)) {
       if (event.text !== "") yield chunk({ content: event.text });
       if (event.end) {
         yield chunk({}, event.end.reason);
@@ -165,10 +175,10 @@ export class ChatCompletions {
     }
   }
 
-  async #whole(prepared: Prepared, signal: AbortSignal | undefined): Promise<ChatCompletion> {
+  async #whole(prepared: Prepared, options: RequestOptions): Promise<ChatCompletion> {
     const { id, created, model } = prepared;
     let content = "";
-    for await (const event of this.#text(prepared, signal)) {
+    for await (const event of this.#text(prepared, options)) {
       content += event.text;
       if (event.end) {
         return {
@@ -182,7 +192,7 @@ export class ChatCompletions {
   }
 
   /** Pieces of text up to a stop text, a stop id or the limit. */
-  async *#text(prepared: Prepared, signal: AbortSignal | undefined): AsyncGenerator<TextEvent, void, void> {
+  async *#text(prepared: Prepared, options: RequestOptions): AsyncGenerator<TextEvent, void, void> {
     const decoder = new StreamDecoder(prepared.codec);
     const longest = Math.max(0, ...prepared.stops.map((stop) => stop.length));
     const start = performance.now();
@@ -191,14 +201,16 @@ export class ChatCompletions {
     let cachedTokens = 0;
     /** Decoded, but perhaps the beginning of a stop text. */
     let held = "";
-    for await (const event of this.#backend.generate(prepared.tokens, signal)) {
+    for await (const event of this.#backend.generate(prepared.tokens, options.signal)) {
       if (event.kind === "prefilled") {
         cachedTokens = prepared.tokens.ids.length - event.total;
+        options.onProgress?.({ phase: "prefill", done: event.done, total: event.total });
         continue;
       }
       if (event.kind === "tokens") {
         firstToken ??= performance.now();
         completionTokens += event.ids.length;
+        options.onProgress?.({ phase: "decode", done: completionTokens, total: prepared.tokens.maxTokens });
       }
       held += event.kind === "tokens" ? decoder.push(event.ids) : decoder.flush();
       const cut = firstStop(held, prepared.stops);

@@ -11,6 +11,7 @@ export type {
   ChatRequest,
   ChatStreamRequest,
   RequestOptions,
+  RequestProgress,
   Usage,
 } from "./chat.js";
 export { ChatCompletions } from "./chat.js";

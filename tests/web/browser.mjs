@@ -1,0 +1,47 @@
+// Headless Chromium on the software GPU, for the tests in this folder. `cargo xtask test` sets the environment:
+//
+//   MOA_CHROMIUM  the browser that tests/web/vulkan_shim.c was put into (cargo xtask setup)
+//   LVP_SO        the Vulkan driver that the shim forwards to
+
+import assert from "node:assert/strict";
+
+import { chromium } from "playwright-core";
+
+const FLAGS = [
+  "--no-sandbox",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+
+/** An environment variable that must be set. */
+export function required(name) {
+  const value = process.env[name];
+  assert.ok(value, `${name} is not set; run \`cargo xtask test --only e2e\``);
+  return value;
+}
+
+/** Starts a browser; without WebGPU if asked. */
+export function launch({ webgpu = true } = {}) {
+  required("LVP_SO");
+  return chromium.launch({
+    executablePath: required("MOA_CHROMIUM"),
+    args: [...FLAGS, webgpu ? "--enable-unsafe-webgpu" : "--disable-features=WebGPU"],
+    env: process.env,
+  });
+}
+
+/** A page that fails the test when a script of it fails. */
+export async function openPage(browser, url, options = {}) {
+  const page = await browser.newPage(options);
+  const problems = [];
+  page.on("pageerror", (error) => problems.push(String(error)));
+  page.on("console", (message) => {
+    if (message.type() === "error") problems.push(message.text());
+  });
+  page.problems = problems;
+  await page.goto(url);
+  return page;
+}
