@@ -1,1 +1,25 @@
-//! (under construction)
+//! The WGSL kernels: their sources (`wgsl/`), how a source is assembled, and what each kernel binds.
+//!
+//! A source is the prelude that `moa_mask::abi` generates, constants of the model's shape, shared parts, and the
+//! kernel, in that order; variants differ by which shared part they get. This crate knows no GPU API, creates no
+//! pipeline and runs nothing: `moa-runtime-web` does. Every kernel stays within WebGPU's default limits.
+
+mod assemble;
+mod kernel;
+
+pub use assemble::permutations;
+pub use kernel::{
+    Access, Binding, HeadShape, Kernel, KvTarget, ShapeError, VectorType, WeightType,
+};
+
+/// The entry point of every kernel.
+pub const ENTRY_POINT: &str = "main";
+
+/// Tokens and rows of one workgroup of [`Kernel::Matmul`].
+pub const MATMUL_TILE: u32 = 64;
+/// Rows of one workgroup of [`Kernel::Matvec`].
+pub const MATVEC_ROWS: u32 = 16;
+/// Query rows (positions times query heads of the group) of one workgroup of [`Kernel::AttentionPrefill`].
+pub const ATTENTION_ROWS: u32 = 32;
+/// Threads of a workgroup in the kernels that work element by element.
+pub const ELEMENT_THREADS: u32 = 64;

@@ -1,0 +1,128 @@
+//! Prelude, constants, shared parts and kernel into one source. No import language and no preprocessor: a
+//! variant is a choice of shared parts and the value of a constant.
+
+use std::fmt::Write as _;
+
+use moa_mask::abi;
+
+use crate::{HeadShape, Kernel, KvTarget, VectorType, WeightType};
+
+const MASK: &str = include_str!("../wgsl/shared/mask.wgsl");
+const KV_ROW_CHUNK: &str = include_str!("../wgsl/shared/kv_row_chunk.wgsl");
+const KV_ROW_RING: &str = include_str!("../wgsl/shared/kv_row_ring.wgsl");
+const VECTOR_NONE: &str = include_str!("../wgsl/shared/vector_none.wgsl");
+
+const fn weights(weight: WeightType) -> &'static str {
+    match weight {
+        WeightType::Q4 => include_str!("../wgsl/shared/weights_q4.wgsl"),
+        WeightType::Q8 => include_str!("../wgsl/shared/weights_q8.wgsl"),
+        WeightType::F16 => include_str!("../wgsl/shared/weights_f16.wgsl"),
+        WeightType::F32 => include_str!("../wgsl/shared/weights_f32.wgsl"),
+    }
+}
+
+const fn vector(vector: VectorType) -> &'static str {
+    match vector {
+        VectorType::F16 => include_str!("../wgsl/shared/vector_f16.wgsl"),
+        VectorType::F32 => include_str!("../wgsl/shared/vector_f32.wgsl"),
+    }
+}
+
+impl Kernel {
+    fn shared(self) -> Vec<&'static str> {
+        match self {
+            Self::Embedding(weight) => vec![weights(weight)],
+            Self::RmsNorm(kind) => vec![vector(kind)],
+            Self::Matmul { weight, bias, .. } | Self::Matvec { weight, bias, .. } => {
+                vec![weights(weight), bias.map_or(VECTOR_NONE, vector)]
+            }
+            Self::Rope(KvTarget::Chunk) => vec![KV_ROW_CHUNK],
+            Self::Rope(KvTarget::Ring) => vec![MASK, KV_ROW_RING],
+            Self::KvCommit | Self::AttentionPrefill | Self::AttentionDecode => vec![MASK],
+            Self::MergeLse | Self::Swiglu | Self::Argmax => Vec::new(),
+        }
+    }
+
+    const fn body(self) -> &'static str {
+        match self {
+            Self::Embedding(_) => include_str!("../wgsl/embedding.wgsl"),
+            Self::RmsNorm(_) => include_str!("../wgsl/rms_norm.wgsl"),
+            Self::Matmul { .. } => include_str!("../wgsl/matmul.wgsl"),
+            Self::Matvec { .. } => include_str!("../wgsl/matvec.wgsl"),
+            Self::Rope(_) => include_str!("../wgsl/rope.wgsl"),
+            Self::KvCommit => include_str!("../wgsl/kv_commit.wgsl"),
+            Self::AttentionPrefill => include_str!("../wgsl/attention_prefill.wgsl"),
+            Self::AttentionDecode => include_str!("../wgsl/attention_decode.wgsl"),
+            Self::MergeLse => include_str!("../wgsl/merge_lse.wgsl"),
+            Self::Swiglu => include_str!("../wgsl/swiglu.wgsl"),
+            Self::Argmax => include_str!("../wgsl/argmax.wgsl"),
+        }
+    }
+
+    /// The whole source of this variant for a model's heads. Check the shape first ([`HeadShape::check`]).
+    pub fn source(self, shape: HeadShape) -> String {
+        let mut text = abi::wgsl_prelude();
+        text.push_str(&constants(self, shape));
+        for part in self.shared() {
+            text.push('\n');
+            text.push_str(part);
+        }
+        text.push('\n');
+        text.push_str(self.body());
+        text
+    }
+}
+
+fn constants(kernel: Kernel, shape: HeadShape) -> String {
+    let mut text = String::from("// The model's heads, and this variant.\n");
+    for (name, value) in [
+        ("HEADS", shape.heads),
+        ("KV_HEADS", shape.kv_heads),
+        ("HEAD_DIM", shape.head_dim),
+        ("GQA_GROUP", shape.gqa_group()),
+        ("HEADS_PER_ITEM", shape.heads_per_item()),
+    ] {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "const {name}: u32 = {value}u;");
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the scale is an f32 in every kernel"
+    )]
+    let scale = (1.0 / f64::from(shape.head_dim).sqrt()) as f32;
+    let _ = writeln!(text, "const SOFTMAX_SCALE: f32 = {scale:?};");
+    text.push_str(
+        "// Below every score and logit; finite, since WGSL promises nothing for infinities.\n",
+    );
+    text.push_str("const UNSEEN: f32 = -3.0e38;\n");
+    if let Kernel::Matmul { add, .. } | Kernel::Matvec { add, .. } = kernel {
+        let _ = writeln!(text, "const ADD_TO_Y: bool = {add};");
+    }
+    text
+}
+
+/// Every kernel in every variant.
+pub fn permutations() -> Vec<Kernel> {
+    let mut list = Vec::new();
+    for weight in WeightType::ALL {
+        list.push(Kernel::Embedding(weight));
+        for bias in [None, Some(VectorType::F16), Some(VectorType::F32)] {
+            for add in [false, true] {
+                list.push(Kernel::Matmul { weight, bias, add });
+                list.push(Kernel::Matvec { weight, bias, add });
+            }
+        }
+    }
+    list.extend(VectorType::ALL.map(Kernel::RmsNorm));
+    list.extend([
+        Kernel::Rope(KvTarget::Chunk),
+        Kernel::Rope(KvTarget::Ring),
+        Kernel::KvCommit,
+        Kernel::AttentionPrefill,
+        Kernel::AttentionDecode,
+        Kernel::MergeLse,
+        Kernel::Swiglu,
+        Kernel::Argmax,
+    ]);
+    list
+}

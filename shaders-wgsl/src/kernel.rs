@@ -1,0 +1,346 @@
+//! The kernels by name, with the buffers that each of them binds.
+
+/// How a weight matrix is stored; the layouts are those of `moa-format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WeightType {
+    /// Nibbles in groups of 32, f16 scale and minimum.
+    Q4,
+    /// Signed bytes in groups of 32, f16 scale.
+    Q8,
+    /// Half precision.
+    F16,
+    /// Single precision.
+    F32,
+}
+
+impl WeightType {
+    /// Every type.
+    pub const ALL: [Self; 4] = [Self::Q4, Self::Q8, Self::F16, Self::F32];
+
+    /// The name in sources and labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Q4 => "q4",
+            Self::Q8 => "q8",
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
+
+    /// Whether a piece has scales apart from its values.
+    pub const fn has_scales(self) -> bool {
+        matches!(self, Self::Q4 | Self::Q8)
+    }
+
+    /// What the number of columns must be a multiple of.
+    pub const fn column_step(self) -> u32 {
+        if self.has_scales() {
+            moa_mask::abi::QUANT_GROUP
+        } else {
+            4
+        }
+    }
+}
+
+/// How a vector (norm weights, bias) is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum VectorType {
+    /// Half precision.
+    F16,
+    /// Single precision.
+    F32,
+}
+
+impl VectorType {
+    /// Every type.
+    pub const ALL: [Self; 2] = [Self::F16, Self::F32];
+
+    /// The name in sources and labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
+}
+
+/// Where `rope` puts keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KvTarget {
+    /// The chunk scratch, in prefill.
+    Chunk,
+    /// The ring, in decode.
+    Ring,
+}
+
+/// A kernel in one of its variants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kernel {
+    /// Gathers embedding rows.
+    Embedding(WeightType),
+    /// Root mean square norm.
+    RmsNorm(VectorType),
+    /// Many tokens against a weight piece.
+    Matmul {
+        /// How the weights are stored.
+        weight: WeightType,
+        /// A bias to add.
+        bias: Option<VectorType>,
+        /// Whether the result is added to what the output holds: the residual.
+        add: bool,
+    },
+    /// One token against a weight piece; the same bindings as [`Kernel::Matmul`].
+    Matvec {
+        /// How the weights are stored.
+        weight: WeightType,
+        /// A bias to add.
+        bias: Option<VectorType>,
+        /// Whether the result is added to what the output holds: the residual.
+        add: bool,
+    },
+    /// Rotates queries and keys, stores keys and values as f16.
+    Rope(KvTarget),
+    /// Chunk scratch into the rings.
+    KvCommit,
+    /// Attention of a chunk over ring and chunk.
+    AttentionPrefill,
+    /// Attention of one token over the ring, in parts.
+    AttentionDecode,
+    /// Joins the parts of [`Kernel::AttentionDecode`].
+    MergeLse,
+    /// Gate and up, joined.
+    Swiglu,
+    /// The next token, greedily.
+    Argmax,
+}
+
+/// How a kernel uses a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// A uniform buffer.
+    Uniform,
+    /// A storage buffer that is only read.
+    Read,
+    /// A storage buffer that is written.
+    ReadWrite,
+}
+
+/// One entry of bind group 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Binding {
+    /// Index in the bind group; indices need not be dense.
+    pub index: u32,
+    /// The variable's name in the source.
+    pub name: &'static str,
+    /// How it is used.
+    pub access: Access,
+}
+
+/// The part of a model's shape that is compiled into the attention kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadShape {
+    /// Query heads.
+    pub heads: u32,
+    /// KV heads.
+    pub kv_heads: u32,
+    /// Channels of a head.
+    pub head_dim: u32,
+}
+
+/// A head shape for which there is no kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShapeError(pub HeadShape);
+
+impl std::fmt::Display for ShapeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let HeadShape {
+            heads,
+            kv_heads,
+            head_dim,
+        } = self.0;
+        write!(
+            f,
+            "{heads} heads on {kv_heads} kv heads of {head_dim} channels: expected whole groups and 8 to 256 channels in steps of 8"
+        )
+    }
+}
+
+impl std::error::Error for ShapeError {}
+
+impl HeadShape {
+    /// Refuses shapes that the attention kernels cannot serve.
+    pub fn check(self) -> Result<(), ShapeError> {
+        let groups =
+            self.kv_heads > 0 && self.heads > 0 && self.heads.is_multiple_of(self.kv_heads);
+        let channels = (8..=256).contains(&self.head_dim) && self.head_dim.is_multiple_of(8);
+        if groups && channels {
+            Ok(())
+        } else {
+            Err(ShapeError(self))
+        }
+    }
+
+    /// Query heads to a KV head.
+    pub const fn gqa_group(self) -> u32 {
+        self.heads / self.kv_heads
+    }
+
+    /// Query heads that one workgroup of decode attention serves: the largest part of a group that has at most 8
+    /// heads and 1,024 channels, so that queries and scores fit in 16 KiB.
+    pub fn heads_per_item(self) -> u32 {
+        let fits =
+            |heads: &u32| self.gqa_group().is_multiple_of(*heads) && heads * self.head_dim <= 1024;
+        (1..=8).rev().find(fits).unwrap_or(1)
+    }
+}
+
+impl Kernel {
+    /// The file in `wgsl/` without its ending; also the twin's name in `reference`.
+    pub const fn stem(self) -> &'static str {
+        match self {
+            Self::Embedding(_) => "embedding",
+            Self::RmsNorm(_) => "rms_norm",
+            Self::Matmul { .. } => "matmul",
+            Self::Matvec { .. } => "matvec",
+            Self::Rope(_) => "rope",
+            Self::KvCommit => "kv_commit",
+            Self::AttentionPrefill => "attention_prefill",
+            Self::AttentionDecode => "attention_decode",
+            Self::MergeLse => "merge_lse",
+            Self::Swiglu => "swiglu",
+            Self::Argmax => "argmax",
+        }
+    }
+
+    /// Stem and variant, for labels and file names.
+    pub fn label(self) -> String {
+        let stem = self.stem();
+        match self {
+            Self::Embedding(weight) => format!("{stem}.{}", weight.name()),
+            Self::RmsNorm(vector) => format!("{stem}.{}", vector.name()),
+            Self::Matmul { weight, bias, add } | Self::Matvec { weight, bias, add } => {
+                let bias = bias.map_or(String::new(), |vector| format!(".bias_{}", vector.name()));
+                format!(
+                    "{stem}.{}{bias}{}",
+                    weight.name(),
+                    if add { ".add" } else { "" }
+                )
+            }
+            Self::Rope(KvTarget::Chunk) => format!("{stem}.chunk"),
+            Self::Rope(KvTarget::Ring) => format!("{stem}.ring"),
+            _ => stem.to_owned(),
+        }
+    }
+
+    /// Threads of a workgroup.
+    pub const fn workgroup_size(self) -> u32 {
+        match self {
+            Self::AttentionDecode => 128,
+            Self::Argmax => 256,
+            _ => 64,
+        }
+    }
+
+    /// The buffers of bind group 0, in order of their index.
+    pub fn bindings(self) -> Vec<Binding> {
+        use Access::{Read, ReadWrite, Uniform};
+        let mut list = Vec::with_capacity(9);
+        let mut add = |index, name, access| {
+            list.push(Binding {
+                index,
+                name,
+                access,
+            });
+        };
+        match self {
+            Self::Embedding(weight) => {
+                add(0, "params", Uniform);
+                add(1, "state", Read);
+                add(2, "tokens", Read);
+                add(3, "values", Read);
+                add(4, "y", ReadWrite);
+                if weight.has_scales() {
+                    add(5, "scales", Read);
+                }
+            }
+            Self::RmsNorm(_) => {
+                add(0, "params", Uniform);
+                add(1, "state", Read);
+                add(2, "x", Read);
+                add(4, "y", ReadWrite);
+                add(6, "vector", Read);
+            }
+            Self::Matmul { weight, bias, .. } | Self::Matvec { weight, bias, .. } => {
+                add(0, "params", Uniform);
+                add(1, "state", Read);
+                add(2, "x", Read);
+                add(3, "values", Read);
+                add(4, "y", ReadWrite);
+                if weight.has_scales() {
+                    add(5, "scales", Read);
+                }
+                if bias.is_some() {
+                    add(6, "vector", Read);
+                }
+            }
+            Self::Rope(target) => {
+                add(1, "state", Read);
+                add(2, "q", ReadWrite);
+                add(3, "k", Read);
+                add(4, "v", Read);
+                add(5, "table", Read);
+                add(6, "k_out", ReadWrite);
+                add(7, "v_out", ReadWrite);
+                if target == KvTarget::Ring {
+                    add(8, "spans", Read);
+                }
+            }
+            Self::KvCommit => {
+                add(1, "state", Read);
+                add(2, "spans", Read);
+                add(3, "k_chunk", Read);
+                add(4, "v_chunk", Read);
+                add(5, "k_ring", ReadWrite);
+                add(6, "v_ring", ReadWrite);
+            }
+            Self::AttentionPrefill => {
+                add(1, "state", Read);
+                add(2, "q", Read);
+                add(3, "k_ring", Read);
+                add(4, "v_ring", Read);
+                add(5, "k_chunk", Read);
+                add(6, "v_chunk", Read);
+                add(7, "spans", Read);
+                add(8, "y", ReadWrite);
+            }
+            Self::AttentionDecode => {
+                add(1, "state", Read);
+                add(2, "q", Read);
+                add(3, "k_ring", Read);
+                add(4, "v_ring", Read);
+                add(5, "spans", Read);
+                add(6, "items", Read);
+                add(7, "partials", ReadWrite);
+            }
+            Self::MergeLse => {
+                add(2, "partials", Read);
+                add(3, "heads", Read);
+                add(4, "y", ReadWrite);
+            }
+            Self::Swiglu => {
+                add(0, "params", Uniform);
+                add(1, "state", Read);
+                add(2, "gate", ReadWrite);
+                add(3, "up", Read);
+            }
+            Self::Argmax => {
+                add(0, "params", Uniform);
+                add(1, "state", ReadWrite);
+                add(2, "logits", Read);
+                add(3, "tokens", ReadWrite);
+                add(4, "ids", ReadWrite);
+            }
+        }
+        list
+    }
+}

@@ -1,0 +1,242 @@
+//! Every kernel in every variant through naga, with the capabilities that a browser gives by default, its bindings
+//! against what `Kernel::bindings` promises, and its structs against Rust's layout.
+
+use moa_mask::abi;
+use moa_shaders::{Access, ENTRY_POINT, HeadShape, Kernel, permutations};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+const SHAPES: [HeadShape; 7] = [
+    HeadShape {
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+    },
+    HeadShape {
+        heads: 7,
+        kv_heads: 1,
+        head_dim: 16,
+    },
+    HeadShape {
+        heads: 8,
+        kv_heads: 8,
+        head_dim: 32,
+    },
+    HeadShape {
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+    },
+    HeadShape {
+        heads: 16,
+        kv_heads: 1,
+        head_dim: 80,
+    },
+    HeadShape {
+        heads: 8,
+        kv_heads: 1,
+        head_dim: 256,
+    },
+    HeadShape {
+        heads: 8,
+        kv_heads: 1,
+        head_dim: 8,
+    },
+];
+
+/// What every WebGPU device has: naga counts pack2x16float and unpack2x16float as a capability, WGSL does not.
+const CAPABILITIES: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
+/// WebGPU's default limits.
+const MAX_STORAGE_BUFFERS: usize = 8;
+const MAX_WORKGROUP_BYTES: u32 = 16 * 1024;
+const MAX_INVOCATIONS: u32 = 256;
+
+fn validate(source: &str) -> Result<naga::Module, String> {
+    let module =
+        naga::front::wgsl::parse_str(source).map_err(|error| error.emit_to_string(source))?;
+    Validator::new(ValidationFlags::all(), CAPABILITIES)
+        .validate(&module)
+        .map_err(|error| error.emit_to_string(source))?;
+    Ok(module)
+}
+
+fn everything() -> impl Iterator<Item = (Kernel, HeadShape)> {
+    SHAPES.into_iter().flat_map(|shape| {
+        permutations()
+            .into_iter()
+            .map(move |kernel| (kernel, shape))
+    })
+}
+
+#[test]
+fn every_variant_is_valid_with_default_capabilities() {
+    for (kernel, shape) in everything() {
+        shape.check().expect("a shape that the kernels serve");
+        let source = kernel.source(shape);
+        if let Err(error) = validate(&source) {
+            panic!("{} for {shape:?}:\n{error}", kernel.label());
+        }
+    }
+}
+
+#[test]
+fn bindings_are_as_promised() {
+    for (kernel, shape) in everything() {
+        let module = validate(&kernel.source(shape)).expect("checked above");
+        let mut found: Vec<(u32, String, Access)> = module
+            .global_variables
+            .iter()
+            .filter_map(|(_, global)| {
+                let binding = global.binding.as_ref()?;
+                assert_eq!(binding.group, 0, "{}", kernel.label());
+                let access = match global.space {
+                    naga::AddressSpace::Uniform => Access::Uniform,
+                    naga::AddressSpace::Storage { access }
+                        if access.contains(naga::StorageAccess::STORE) =>
+                    {
+                        Access::ReadWrite
+                    }
+                    naga::AddressSpace::Storage { .. } => Access::Read,
+                    other => panic!("{}: {other:?}", kernel.label()),
+                };
+                Some((
+                    binding.binding,
+                    global.name.clone().unwrap_or_default(),
+                    access,
+                ))
+            })
+            .collect();
+        found.sort_by_key(|(index, ..)| *index);
+        let promised: Vec<_> = kernel
+            .bindings()
+            .into_iter()
+            .map(|binding| (binding.index, binding.name.to_owned(), binding.access))
+            .collect();
+        assert_eq!(found, promised, "{}", kernel.label());
+    }
+}
+
+#[test]
+fn default_limits_hold() {
+    for (kernel, shape) in everything() {
+        let module = validate(&kernel.source(shape)).expect("checked above");
+        let storage = kernel
+            .bindings()
+            .iter()
+            .filter(|binding| binding.access != Access::Uniform)
+            .count();
+        assert!(
+            storage <= MAX_STORAGE_BUFFERS,
+            "{}: {storage} storage buffers",
+            kernel.label()
+        );
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).expect("a valid module");
+        let bytes: u32 = module
+            .global_variables
+            .iter()
+            .filter(|(_, global)| global.space == naga::AddressSpace::WorkGroup)
+            .map(|(_, global)| layouter[global.ty].size.next_multiple_of(16))
+            .sum();
+        assert!(
+            bytes <= MAX_WORKGROUP_BYTES,
+            "{} for {shape:?}: {bytes} bytes",
+            kernel.label()
+        );
+        let entry = &module.entry_points[0];
+        assert_eq!(entry.name, ENTRY_POINT);
+        assert_eq!(
+            entry.workgroup_size,
+            [kernel.workgroup_size(), 1, 1],
+            "{}",
+            kernel.label()
+        );
+        assert!(kernel.workgroup_size() <= MAX_INVOCATIONS);
+    }
+}
+
+#[test]
+fn structs_have_the_layout_of_rust() {
+    // A kernel that names every struct, so that none is left out of the module.
+    let mut source = abi::wgsl_prelude();
+    for (index, layout) in abi::STRUCTS.iter().enumerate() {
+        source += &format!(
+            "@group(0) @binding({index}) var<storage, read> s{index}: array<{}>;\n",
+            layout.name
+        );
+    }
+    source += "@compute @workgroup_size(1) fn main() {}\n";
+    let module = validate(&source).expect("the prelude is valid");
+    for layout in abi::STRUCTS {
+        let found = module
+            .types
+            .iter()
+            .find(|(_, ty)| ty.name.as_deref() == Some(layout.name))
+            .unwrap_or_else(|| panic!("{} is not in the prelude", layout.name));
+        let naga::TypeInner::Struct { members, span } = &found.1.inner else {
+            panic!("{} is no struct", layout.name);
+        };
+        assert_eq!(*span as usize, layout.bytes, "{}", layout.name);
+        let offsets: Vec<(String, usize)> = members
+            .iter()
+            .map(|member| {
+                (
+                    member.name.clone().unwrap_or_default(),
+                    member.offset as usize,
+                )
+            })
+            .collect();
+        let expected: Vec<(String, usize)> = layout
+            .fields
+            .iter()
+            .map(|(name, _, offset)| ((*name).to_owned(), *offset))
+            .collect();
+        assert_eq!(offsets, expected, "{}", layout.name);
+    }
+}
+
+#[test]
+fn a_broken_kernel_is_refused() {
+    let shape = SHAPES[0];
+    let good = Kernel::Swiglu.source(shape);
+    assert!(validate(&good).is_ok());
+    assert!(
+        validate(&good.replacen("exp(", "expp(", 1)).is_err(),
+        "the validator must be able to fail"
+    );
+    let subgroup = good.replacen("exp(min(-value", "exp(subgroupAdd(-value", 1);
+    assert!(
+        validate(&subgroup).is_err(),
+        "a feature beyond the defaults must be refused"
+    );
+}
+
+#[test]
+fn shapes_that_no_kernel_serves_are_refused() {
+    for (heads, kv_heads, head_dim) in [(9, 2, 64), (8, 0, 64), (8, 8, 12), (8, 8, 264), (0, 1, 64)]
+    {
+        assert!(
+            HeadShape {
+                heads,
+                kv_heads,
+                head_dim
+            }
+            .check()
+            .is_err(),
+            "{heads} {kv_heads} {head_dim}"
+        );
+    }
+    let served = |heads, kv_heads, head_dim| {
+        HeadShape {
+            heads,
+            kv_heads,
+            head_dim,
+        }
+        .heads_per_item()
+    };
+    assert_eq!(served(9, 3, 64), 3);
+    assert_eq!(served(14, 2, 64), 7);
+    assert_eq!(served(32, 1, 64), 8);
+    assert_eq!(served(8, 1, 256), 4, "1,024 channels at most");
+    assert_eq!(served(11, 1, 64), 1);
+}

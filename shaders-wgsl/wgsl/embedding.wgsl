@@ -1,0 +1,25 @@
+// Gathers the embedding rows of the tokens in flight, for those tokens whose row lies in this piece.
+//
+// tokens  [len] ids            values, scales  the piece, [rows][cols]         y  [len][cols] f32
+// Grid: (ceil(cols / 4 / 64), len); a thread writes four channels of one token. A token of another piece is
+// left alone, so one dispatch a piece fills every row once.
+// Numerics: dequantized in f32. Twin: reference/src/embedding.rs.
+
+@group(0) @binding(0) var<uniform> params: PieceParams;
+@group(0) @binding(1) var<storage, read> state: StepState;
+@group(0) @binding(2) var<storage, read> tokens: array<u32>;
+@group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let token = id.y;
+    let col4 = id.x;
+    if (token >= state.len || col4 >= params.cols / 4u) {
+        return;
+    }
+    let row = tokens[token];
+    if (row < params.row_offset || row - params.row_offset >= params.rows) {
+        return;
+    }
+    y[token * (params.y_stride / 4u) + col4] = weight4(row - params.row_offset, col4, params.cols);
+}
