@@ -35,6 +35,21 @@ pub(crate) struct Options {
     profile: Profile,
 }
 
+impl Options {
+    /// A demo that serves nothing, by the compiler that the tests have built anyway, for a context that takes
+    /// less time to profile.
+    pub(crate) fn for_tests(out: &str) -> Self {
+        Self {
+            no_serve: true,
+            out: out.into(),
+            port: 0,
+            density: 0.5,
+            context: 2048,
+            profile: Profile::Dev,
+        }
+    }
+}
+
 /// Runs the demo.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     setup::run(workspace, Purpose::Demo)?;

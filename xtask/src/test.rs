@@ -10,7 +10,7 @@ use xshell::cmd;
 use crate::graphics::{self, Graphics};
 use crate::setup::{self, Purpose};
 use crate::workspace::{Profile, Workspace};
-use crate::{wasm, web};
+use crate::{demo, wasm, web};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -30,6 +30,9 @@ pub(crate) struct Options {
     #[arg(long)]
     list: bool,
 }
+
+/// The demo's bundle as the tests make it.
+const DEMO_BUNDLE: &str = "target/demo";
 
 struct Step {
     name: &'static str,
@@ -55,7 +58,10 @@ const STEPS: &[Step] = &[
         web::build(ws, "target/web".as_ref())?;
         web::check(ws)
     }),
-    step("e2e", "a real model in headless Chromium", e2e),
+    step("demo", "the demo, up to serving it", |ws| {
+        demo::run(ws, &demo::Options::for_tests(DEMO_BUNDLE))
+    }),
+    step("e2e", "the demo's model in headless Chromium", e2e),
 ];
 
 const fn step(name: &'static str, what: &'static str, run: fn(&Workspace) -> Result<()>) -> Step {
@@ -153,18 +159,26 @@ fn rust_tests(workspace: &Workspace) -> Result<()> {
 }
 
 fn tint(workspace: &Workspace) -> Result<()> {
-    let sh = &workspace.shell;
-    cmd!(sh, "node shaders-wgsl/tint/validate.mjs").run()?;
+    let (sh, cargo) = (&workspace.shell, &workspace.cargo);
+    let sources = workspace.root.join("target/wgsl");
+    sh.remove_path(&sources)?;
+    cmd!(
+        sh,
+        "{cargo} run --quiet --locked --package moa-shaders --example dump-wgsl -- {sources}"
+    )
+    .run()?;
+    cmd!(sh, "node shaders-wgsl/tint/validate.mjs {sources}").run()?;
     Ok(())
 }
 
-/// Compiles the demo's bundle with the tools that the tests have built, and runs the page and the package on it.
+/// Runs the page and the package on the bundle of the step `demo`.
 fn e2e(workspace: &Workspace) -> Result<()> {
     let gpu = graphics::ensure(workspace)?;
     let sh = &workspace.shell;
     let binaries = workspace.build_binaries(Profile::Dev, &["moa-compile"])?;
     let _env = [
         sh.push_env("MOA_COMPILE", binaries.join("moa-compile")),
+        sh.push_env("MOA_BUNDLE", workspace.root.join(DEMO_BUNDLE)),
         sh.push_env("MOA_CHROMIUM", &gpu.chromium),
         sh.push_env("LVP_SO", &gpu.driver),
     ];

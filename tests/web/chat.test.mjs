@@ -1,0 +1,115 @@
+// The chat page as a person meets it.
+
+import assert from "node:assert/strict";
+import { mkdirSync } from "node:fs";
+import { after, before, test } from "node:test";
+import { fileURLToPath } from "node:url";
+
+import { launch, openPage } from "./browser.mjs";
+import { start } from "./harness.mjs";
+
+const pictures = fileURLToPath(new URL("../../target/e2e/", import.meta.url));
+let server, browser;
+
+before(async () => {
+  mkdirSync(pictures, { recursive: true });
+  server = await start();
+  browser = await launch();
+});
+after(async () => {
+  await browser?.close();
+  server?.close();
+});
+
+test("one types and sees tokens stream; Stop stops; the conversation goes on", { timeout: 300_000 }, async () => {
+  const page = await openPage(browser, `${server.url}/web/?context=1024`, { viewport: { width: 1100, height: 800 } });
+  const seen = new Set();
+  await page.exposeFunction("seen", (text) => seen.add(text));
+  await page.evaluate(() => new MutationObserver(() => seen(document.getElementById("loading-text").textContent))
+    .observe(document.getElementById("loading"), { subtree: true, childList: true, characterData: true }));
+  await page.waitForSelector("#welcome:not([hidden])", { timeout: 120_000 });
+  assert.ok([...seen].some((text) => /^Loading weights: [\d.]+ of [\d.]+ MiB$/.test(text)), `progress in bytes: ${[...seen].slice(0, 5)}`);
+
+  const { manifest } = server;
+  const at = manifest.plans.find((plan) => plan.name === manifest.default_plan).at.find((figures) => figures.context === 1024);
+  assert.equal(await page.inputValue("#plan"), manifest.default_plan);
+  assert.equal(await page.textContent("#density"), `${(100 * at.kv_density).toFixed(1)}%`);
+  assert.match(await page.textContent("#dense-bytes"), /^[\d.]+ MiB$/);
+  assert.equal(await page.locator("#spans i").count(), manifest.model.layers * manifest.model.kv_heads);
+
+  const before = server.requests.length;
+  await page.fill("#prompt", "Write a very long story about a whale.");
+  await page.press("#prompt", "Enter");
+  const answer = page.locator(".turn.assistant .text");
+  const length = async () => ((await answer.last().textContent()) ?? "").length;
+  await page.waitForFunction(() => document.querySelector(".turn.assistant .text")?.textContent.length > 3, undefined, { timeout: 120_000 });
+  const early = await length();
+  await page.waitForFunction((early) => document.querySelector(".turn.assistant .text").textContent.length > early, early, { timeout: 60_000 });
+  await page.screenshot({ path: `${pictures}/chat-streaming.png` });
+  await page.click("#stop");
+  await page.waitForSelector("#send:not([hidden])");
+  assert.equal(await page.locator(".turn.assistant .note").last().textContent(), "stopped");
+
+  await page.fill("#prompt", "Say hello.");
+  await page.click("#send");
+  await page.waitForSelector("#stop:not([hidden])");
+  await page.waitForFunction(() => /tokens, [\d.]+ per second/.test([...document.querySelectorAll(".turn.assistant .note")].at(-1)?.textContent ?? ""), undefined, { timeout: 200_000 });
+  assert.ok((await length()) > 0);
+  assert.match(await page.textContent("#speed"), /^\d+(\.\d)?$/);
+  assert.notEqual(await page.textContent("#used"), "0");
+  assert.equal(server.requests.length, before, "nothing is fetched after loading");
+  await page.screenshot({ path: `${pictures}/chat-answered.png` });
+
+  await page.click("#clear");
+  assert.equal(await page.locator(".turn").count(), 0);
+  assert.ok(await page.isVisible("#welcome"));
+  assert.deepEqual(page.problems, []);
+  await page.close();
+});
+
+test("without WebGPU there is a sentence, and nothing is downloaded", async () => {
+  const page = await openPage(browser, "about:blank", { viewport: { width: 390, height: 780 } });
+  await page.addInitScript(() => Object.defineProperty(Navigator.prototype, "gpu", { get: () => undefined }));
+  const before = server.requests.length;
+  await page.goto(`${server.url}/web/`);
+  await page.waitForSelector("#problem:not([hidden])");
+  assert.match(await page.textContent("#problem-text"), /^This browser has no WebGPU.*\.$/);
+  assert.match(await page.textContent("#problem-hint"), /Chrome.*\.$/);
+  assert.ok(await page.isHidden("#loading"));
+  assert.ok(await page.isDisabled("#prompt"));
+  assert.ok(!server.requests.slice(before).some((path) => path.includes("weights")));
+  await page.screenshot({ path: `${pictures}/chat-no-webgpu.png` });
+  await page.close();
+});
+
+test("a browser that has WebGPU but no adapter says so", async () => {
+  const bare = await launch({ webgpu: false });
+  const page = await openPage(bare, `${server.url}/web/`);
+  await page.waitForSelector("#problem:not([hidden])");
+  assert.match(await page.textContent("#problem-text"), /^This browser has .*WebGPU.*\.$/);
+  await bare.close();
+});
+
+test("a bundle that is not there, or not a bundle, is said in a sentence", async () => {
+  for (const [model, sentence] of [["/nothing/manifest.json", /status 404/], ["/README.md", /manifest cannot be used/]]) {
+    const page = await openPage(browser, `${server.url}/web/?model=${model}`);
+    await page.waitForSelector("#problem:not([hidden])");
+    assert.match(await page.textContent("#problem-text"), sentence);
+    await page.close();
+  }
+});
+
+test("the page fits a phone, and everything has a name", async () => {
+  const page = await openPage(browser, `${server.url}/web/?context=1024`, { viewport: { width: 360, height: 700 }, colorScheme: "dark" });
+  await page.waitForSelector("#welcome:not([hidden])", { timeout: 120_000 });
+  const { scroll, client } = await page.evaluate(() => ({
+    scroll: document.documentElement.scrollWidth, client: document.documentElement.clientWidth,
+  }));
+  assert.ok(scroll <= client, `the page is ${scroll} wide on a screen of ${client}`);
+  const nameless = await page.evaluate(() => [...document.querySelectorAll("button, select, textarea, progress")]
+    .filter((control) => !(control.textContent.trim() || control.ariaLabel || control.labels?.length))
+    .map((control) => control.outerHTML));
+  assert.deepEqual(nameless, []);
+  await page.screenshot({ path: `${pictures}/chat-phone-dark.png` });
+  await page.close();
+});

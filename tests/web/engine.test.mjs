@@ -1,0 +1,163 @@
+// The package in real Chromium on a real model: recorded tokens, abort, damage, memory, silence on the network.
+
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+
+import { launch, openPage } from "./browser.mjs";
+import { recorded, start } from "./harness.mjs";
+
+/** Where the two best logits are closer than this, another engine may rightly choose the other. */
+const CLEAR_MARGIN = 0.15;
+
+const { cases, plan } = recorded();
+let server, browser, page;
+
+before(async () => {
+  server = await start();
+  browser = await launch();
+  page = await openPage(browser, `${server.url}/harness/`);
+  await page.waitForFunction(() => globalThis.moa);
+  const loading = await page.evaluate(async ([model, plan]) => {
+    const progress = [];
+    globalThis.engine = await moa.createEngine({ model, plan, contextLength: 1024, onProgress: (p) => progress.push(p) });
+    globalThis.tokens = async (ids, maxTokens, signal) => {
+      const made = [];
+      let stats;
+      for await (const event of engine.generate({ ids, maxTokens, signal, stopIds: [] })) {
+        if (event.kind === "tokens") made.push(...event.ids);
+        if (event.kind === "finished") stats = event.stats;
+      }
+      return { made, stats };
+    };
+    return { progress, adapter: engine.adapter, memory: engine.memory() };
+  }, [`${server.url}/manifest.json`, plan]);
+  console.log("adapter:", JSON.stringify(loading.adapter), "gpu bytes:", JSON.stringify(loading.memory.gpu));
+  server.progress = loading.progress;
+}, { timeout: 300_000 });
+
+after(async () => {
+  await browser?.close();
+  server?.close();
+});
+
+test("loading counts every byte of the weights and ends ready", () => {
+  const { progress, manifest } = server;
+  const total = manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0);
+  assert.deepEqual([progress[0].phase, progress.at(-1).phase], ["manifest", "ready"]);
+  assert.deepEqual([progress.at(-1).loaded, progress.at(-1).total], [total, total]);
+  const loaded = progress.map((report) => report.loaded);
+  assert.deepEqual(loaded, [...loaded].sort((a, b) => a - b));
+});
+
+for (const name of ["capital", "rain", "moby-600"]) {
+  test(`recorded tokens under the recorded plan: ${name}`, { timeout: 600_000 }, async () => {
+    const { ids, plan_greedy: expected, plan_top1_margin: margins } = cases.find((one) => one.name === name);
+    const before = server.requests.length;
+    let compared = 0;
+    // From one near-tie to the next: after each, the recorded token is put into the prompt and the rest goes on.
+    for (let at = 0; at < expected.length; ) {
+      const tie = margins.findIndex((margin, i) => i >= at && margin < CLEAR_MARGIN);
+      const end = tie < 0 ? expected.length : tie;
+      if (end > at) {
+        const prompt = [...ids, ...expected.slice(0, at)];
+        const { made, stats } = await page.evaluate(([prompt, count]) => tokens(prompt, count), [prompt, end - at]);
+        assert.deepEqual(made, expected.slice(at, end), `tokens ${at} to ${end}`);
+        if (at > 0) assert.ok(stats.cachedTokens >= ids.length - 1, "what was there is not prefilled again");
+        compared += end - at;
+        console.log(`${name}: ${end - at} tokens, prefill ${stats.promptTokens - stats.cachedTokens} in ${stats.prefillMs.toFixed(0)} ms, ` +
+          `decode ${(stats.decodeMs / stats.completionTokens).toFixed(0)} ms a token`);
+      }
+      at = end + 1;
+    }
+    assert.ok(compared >= expected.length / 2, `${compared} of ${expected.length} tokens have a clear margin`);
+    assert.equal(server.requests.length, before, "nothing is fetched after loading");
+  });
+}
+
+test("an abort in the prefill and in the decoding is typed, and the engine goes on exactly", { timeout: 300_000 }, async () => {
+  const long = cases.find((one) => one.name === "moby-600").ids;
+  const { ids, plan_greedy: expected, plan_top1_margin: margins } = cases.find((one) => one.name === "rain");
+  const clear = margins.findIndex((margin) => margin < CLEAR_MARGIN);
+  const result = await page.evaluate(async ([long, ids, clear]) => {
+    const stopped = [];
+    for (const kind of ["prefilled", "tokens"]) {
+      const controller = new AbortController();
+      const seen = [];
+      try {
+        for await (const event of engine.generate({ ids: kind === "tokens" ? ids : [...long].reverse(), maxTokens: 400, signal: controller.signal, stopIds: [] })) {
+          seen.push(event.kind);
+          if (event.kind === kind) controller.abort();
+        }
+      } catch (error) {
+        stopped.push({ typed: error instanceof moa.MoaError, code: error.code, seen });
+      }
+    }
+    return { stopped, again: await tokens(ids, clear) };
+  }, [long, ids, clear < 0 ? expected.length : clear]);
+  assert.equal(result.stopped.length, 2);
+  for (const { typed, code } of result.stopped) assert.deepEqual([typed, code], [true, "aborted"]);
+  assert.deepEqual(result.stopped[0].seen, ["prefilled"], "the prefill stopped after its first chunk");
+  assert.deepEqual(result.again.made, expected.slice(0, result.again.made.length));
+  assert.ok(result.again.made.length > 0);
+});
+
+test("what the engine refuses is typed", async () => {
+  const codes = await page.evaluate(async () => {
+    const code = (promise) => promise.then(() => "none", (error) => (error instanceof moa.MoaError ? error.code : String(error)));
+    return {
+      overflow: await code(tokens(Array(1024).fill(1), 1)),
+      badToken: await code(tokens([1, 2 ** 31], 1)),
+      empty: await code(tokens([], 1)),
+      option: await code(engine.chat.completions.create({ messages: [{ role: "user", content: "x" }], tools: [] })),
+    };
+  });
+  assert.deepEqual(codes, { overflow: "context-overflow", badToken: "bad-token", empty: "bad-argument", option: "unsupported-option" });
+});
+
+test("chat in OpenAI's shape: greedy text is the recorded one, and the second turn prefills only what is new", { timeout: 300_000 }, async () => {
+  const { ids, plan_text: text, prompt } = cases.find((one) => one.name === "capital");
+  const user = /<\|im_start\|>user\n(.*?)<\|im_end\|>/s.exec(prompt)[1];
+  const [first, second] = await page.evaluate(async (content) => {
+    const messages = [{ role: "user", content }];
+    const first = await engine.chat.completions.create({ messages, temperature: 0, max_tokens: 24 });
+    messages.push(first.choices[0].message, { role: "user", content: "And of Italy?" });
+    const pieces = [];
+    let last;
+    for await (const chunk of await engine.chat.completions.create({ messages, temperature: 0, max_tokens: 4, stream: true, stream_options: { include_usage: true } })) {
+      pieces.push(chunk.choices[0]?.delta.content ?? "");
+      last = chunk;
+    }
+    return [first, { text: pieces.join(""), usage: last.usage }];
+  }, user);
+  console.log("first:", first.choices[0].message.content, "| second:", second.text);
+  assert.equal(first.usage.prompt_tokens, ids.length, "the template gives the recorded prompt");
+  assert.equal(first.choices[0].message.content, text.replace("<|im_end|>", ""));
+  assert.equal(first.choices[0].finish_reason, "stop");
+  const { prompt_tokens, prompt_tokens_details } = second.usage;
+  assert.ok(prompt_tokens_details.cached_tokens >= ids.length, `${prompt_tokens_details.cached_tokens} of ${prompt_tokens} were there`);
+});
+
+test("memory is what the manifest said before the download", async () => {
+  const { manifest } = server;
+  const entry = manifest.plans.find((candidate) => candidate.name === manifest.default_plan);
+  const at = entry.at.find((figures) => figures.context === 1024);
+  const memory = await page.evaluate(async (model) => {
+    const engine = await moa.createEngine({ model, contextLength: 1024 });
+    const memory = { ...engine.memory(), plan: engine.plan() };
+    await engine.unload();
+    return memory;
+  }, `${server.url}/manifest.json`);
+  assert.equal(memory.kv.cache, at.cache_bytes);
+  assert.equal(memory.kv.dense, at.dense_bytes);
+  assert.ok(Math.abs(memory.plan.kvDensity - at.kv_density) < 1e-9);
+  assert.equal(memory.gpu.kv_cache, at.cache_bytes, "and what was allocated");
+});
+
+test("a flipped bit in a shard is an integrity error, and no engine comes of it", { timeout: 120_000 }, async () => {
+  const outcome = await page.evaluate((model) => moa.createEngine({ model, contextLength: 1024 }).then(
+    () => ({ code: "loaded" }),
+    (error) => ({ typed: error instanceof moa.MoaError, code: error.code, message: error.message }),
+  ), `${server.url}/flipped/manifest.json`);
+  assert.deepEqual([outcome.typed, outcome.code], [true, "hash-mismatch"], outcome.message);
+  assert.match(outcome.message, /weights-000|shard 0/);
+});
