@@ -1,0 +1,134 @@
+//! The losses: mean cross entropy of target tokens, and mean KL divergence from the dense model.
+//!
+//! The output projection runs only on rows that carry loss, some rows at a time.
+
+use moa_mask::ModelMasks;
+
+use crate::lm::count;
+use crate::observer::{Observer, Phase, check};
+use crate::{Device, Lm, LossKind, Result, Sample};
+
+/// Rows that carry loss, and what they are compared with.
+#[derive(Debug)]
+pub(crate) struct LossRows<B> {
+    /// Rows, ascending.
+    pub(crate) rows: Vec<u32>,
+    targets: Vec<u32>,
+    /// The dense model's final rows, normed, where KL is the loss.
+    teacher: Option<B>,
+}
+
+impl<D: Device> Lm<D> {
+    /// Mean cross entropy in nats of a sample's target tokens.
+    pub fn loss(
+        &self,
+        sample: &Sample,
+        masks: Option<&ModelMasks>,
+        observer: &dyn Observer,
+    ) -> Result<f64> {
+        self.loss_of(sample, masks, LossKind::CrossEntropy, observer)
+    }
+
+    /// Mean KL divergence in nats of the masked model's predictions of target tokens from the dense model's.
+    pub fn kl_to_dense(
+        &self,
+        sample: &Sample,
+        masks: Option<&ModelMasks>,
+        observer: &dyn Observer,
+    ) -> Result<f64> {
+        self.loss_of(sample, masks, LossKind::KlToDense, observer)
+    }
+
+    fn loss_of(
+        &self,
+        sample: &Sample,
+        masks: Option<&ModelMasks>,
+        kind: LossKind,
+        observer: &dyn Observer,
+    ) -> Result<f64> {
+        let masks = self.masks(masks)?;
+        let rows = self.loss_rows(sample, kind, observer)?;
+        let x = self.forward(&sample.ids, masks, Phase::Forward, observer, None)?;
+        Ok(self.loss_at(&x, &rows, observer, false)?.0)
+    }
+
+    /// Finds the rows that carry loss, and runs the dense model where KL asks for it.
+    pub(crate) fn loss_rows(
+        &self,
+        sample: &Sample,
+        kind: LossKind,
+        observer: &dyn Observer,
+    ) -> Result<LossRows<D::Buffer>> {
+        self.check_ids(&sample.ids)?;
+        let (rows, targets) = sample.rows_and_targets()?;
+        let teacher = match kind {
+            LossKind::CrossEntropy => None,
+            LossKind::KlToDense => {
+                let x = self.forward(&sample.ids, &self.dense, Phase::Teacher, observer, None)?;
+                Some(self.normed_rows(&x, &rows)?)
+            }
+        };
+        Ok(LossRows {
+            rows,
+            targets,
+            teacher,
+        })
+    }
+
+    /// The loss, and its gradient with respect to the final residual stream `x` where that is wanted.
+    pub(crate) fn loss_at(
+        &self,
+        x: &D::Buffer,
+        loss_rows: &LossRows<D::Buffer>,
+        observer: &dyn Observer,
+        gradient: bool,
+    ) -> Result<(f64, Option<D::Buffer>)> {
+        let hidden = self.config.hidden_dim as usize;
+        let rows = &loss_rows.rows;
+        let scale = 1.0 / f64::from(count(rows.len())?);
+        let mut loss = 0.0;
+        let mut gradients = Vec::new();
+        let at_once = self.logit_rows();
+        for (index, (rows, targets)) in rows
+            .chunks(at_once)
+            .zip(loss_rows.targets.chunks(at_once))
+            .enumerate()
+        {
+            check(observer)?;
+            let x_rows = self.device.gather_rows(x, hidden, rows)?;
+            let logits = self.lm_head(&self.norm(&x_rows, &self.weights.final_norm)?)?;
+            let (sum, d_logits) = match &loss_rows.teacher {
+                None => self.device.cross_entropy(logits, targets, scale)?,
+                Some(teacher) => {
+                    let first = count(index * at_once)?;
+                    let own: Vec<u32> = (first..first + count(rows.len())?).collect();
+                    let teacher = self.lm_head(&self.device.gather_rows(teacher, hidden, &own)?)?;
+                    self.device
+                        .kl_divergence(&teacher, logits, rows.len(), scale)?
+                }
+            };
+            loss += sum * scale;
+            if gradient {
+                let d_normed =
+                    self.device
+                        .matmul_backward(&d_logits, self.weights.lm_head(), None)?;
+                let eps = self.config.rms_norm_eps;
+                let d_rows = self.device.rms_norm_backward(
+                    &x_rows,
+                    &self.weights.final_norm,
+                    &d_normed,
+                    eps,
+                    None,
+                )?;
+                gradients.extend(self.device.download(&d_rows)?);
+            }
+        }
+        if !gradient {
+            return Ok((loss, None));
+        }
+        let d_rows = self.device.upload(gradients)?;
+        let total = self.device.len(x) / hidden;
+        let d_x = self.device.scatter_rows(&d_rows, hidden, rows, total)?;
+        Ok((loss, Some(d_x)))
+    }
+}

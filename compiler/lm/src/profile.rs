@@ -1,0 +1,174 @@
+//! Influence: one forward pass that saves each layer's inputs, then layer by layer backwards.
+//!
+//! Each layer is recomputed from what was saved: no attention output, no score and no MLP activation outlives
+//! its layer, so memory is O(layers * N * hidden) and one layer's worth. Only activations have gradients.
+
+use crate::lm::{Run, Saved};
+use crate::observer::{Observer, Phase, Step, check};
+use crate::weights::LayerWeights;
+use crate::{
+    AttentionBackward, BlockMaps, Device, Influence, LayerInfluence, Lm, LmError, ProfileOptions,
+    Result, Sample, Turn,
+};
+
+impl<D: Device> Lm<D> {
+    /// What every span of every KV head would cost on one sample.
+    pub fn influence(
+        &self,
+        sample: &Sample,
+        options: &ProfileOptions<'_>,
+        observer: &dyn Observer,
+    ) -> Result<Influence> {
+        Ok(self.backward(sample, options, observer)?.0)
+    }
+
+    /// The influence, and the gradient of the loss with respect to the embedded tokens, which tests check.
+    fn backward(
+        &self,
+        sample: &Sample,
+        options: &ProfileOptions<'_>,
+        observer: &dyn Observer,
+    ) -> Result<(Influence, D::Buffer)> {
+        if options.blocks == Some(0) {
+            return Err(LmError::BadOption {
+                what: "blocks",
+                got: "0".into(),
+                expected: "at least 1 token",
+            });
+        }
+        let masks = self.masks(options.at)?;
+        let loss_rows = self.loss_rows(sample, options.loss, observer)?;
+        let mut saved = Vec::with_capacity(self.weights.layers.len());
+        let x = self.forward(
+            &sample.ids,
+            masks,
+            Phase::Forward,
+            observer,
+            Some(&mut saved),
+        )?;
+        let (loss, d_x) = self.loss_at(&x, &loss_rows, observer, true)?;
+        let mut d_x = match d_x {
+            Some(d_x) => d_x,
+            None => self.device.zeros(self.device.len(&x))?,
+        };
+        drop(x);
+
+        let run = self.run(&sample.ids, 0, masks)?;
+        let mut layers = Vec::with_capacity(saved.len());
+        while let Some(inputs) = saved.pop() {
+            check(observer)?;
+            let index = saved.len();
+            let (d_input, influence) = self.layer_backward(index, &run, &inputs, d_x, options)?;
+            d_x = d_input;
+            layers.push(influence);
+            observer.step(Step {
+                phase: Phase::Backward,
+                done: self.config.layers - crate::lm::count(index)?,
+                total: self.config.layers,
+            });
+        }
+        layers.reverse();
+        Ok((self.assemble(sample.ids.len(), loss, layers, options), d_x))
+    }
+
+    /// A layer's backward: from the gradient of its output to that of its input.
+    fn layer_backward(
+        &self,
+        index: usize,
+        run: &Run<'_, D::Buffer>,
+        saved: &Saved<D::Buffer>,
+        d_output: D::Buffer,
+        options: &ProfileOptions<'_>,
+    ) -> Result<(D::Buffer, LayerInfluence)> {
+        let layer = &self.weights.layers[index];
+        let d_mid = self.mlp_backward(layer, &saved.mid, d_output)?;
+
+        let device = &self.device;
+        let d_o = device.matmul_backward(&d_mid, &layer.o, None)?;
+        let qkv = self.project(layer, &saved.input, &run.rope)?;
+        let gradients = device.attention_backward(&AttentionBackward {
+            shape: self.shape,
+            projected: qkv.at(run.start),
+            masks: run.masks.layer(index),
+            lse: &saved.lse,
+            d_o: &d_o,
+            grid: options.grid,
+            blocks: options.blocks.map(|block| block as usize),
+        })?;
+        drop((qkv, d_o));
+        let (mut d_q, mut d_k) = (gradients.d_q, gradients.d_k);
+        device.rope(&mut d_q, self.shape.heads, &run.rope, Turn::Backward)?;
+        device.rope(&mut d_k, self.shape.kv_heads, &run.rope, Turn::Backward)?;
+        let d_h = device.matmul_backward(&d_q, &layer.q, None)?;
+        let d_h = device.matmul_backward(&d_k, &layer.k, Some(d_h))?;
+        let d_h = device.matmul_backward(&gradients.d_v, &layer.v, Some(d_h))?;
+        let eps = self.config.rms_norm_eps;
+        let d_input = device.rms_norm_backward(
+            &saved.input,
+            &layer.attention_norm,
+            &d_h,
+            eps,
+            Some(d_mid),
+        )?;
+        Ok((d_input, gradients.influence))
+    }
+
+    /// From the gradient of a layer's output to that of the residual stream before its MLP.
+    fn mlp_backward(
+        &self,
+        layer: &LayerWeights<D::Buffer>,
+        mid: &D::Buffer,
+        d_output: D::Buffer,
+    ) -> Result<D::Buffer> {
+        let device = &self.device;
+        let h = self.norm(mid, &layer.ffn_norm)?;
+        let gate = device.matmul(&h, &layer.gate, None)?;
+        let up = device.matmul(&h, &layer.up, None)?;
+        drop(h);
+        let d_act = device.matmul_backward(&d_output, &layer.down, None)?;
+        let (d_gate, d_up) = device.swiglu_backward(gate, up, &d_act)?;
+        drop(d_act);
+        let d_h = device.matmul_backward(&d_gate, &layer.gate, None)?;
+        let d_h = device.matmul_backward(&d_up, &layer.up, Some(d_h))?;
+        device.rms_norm_backward(
+            mid,
+            &layer.ffn_norm,
+            &d_h,
+            self.config.rms_norm_eps,
+            Some(d_output),
+        )
+    }
+
+    /// Puts the layers' shares one after another.
+    fn assemble(
+        &self,
+        len: usize,
+        loss: f64,
+        layers: Vec<LayerInfluence>,
+        options: &ProfileOptions<'_>,
+    ) -> Influence {
+        let mut influence = Influence {
+            loss,
+            layers: layers.len(),
+            kv_heads: self.shape.kv_heads,
+            bins: len.div_ceil(options.grid.block() as usize),
+            curves: Default::default(),
+            maps: options.blocks.map(|block| BlockMaps {
+                heads: self.shape.heads,
+                side: len.div_ceil(block as usize),
+                abs: Vec::new(),
+                signed: Vec::new(),
+            }),
+        };
+        for layer in layers {
+            for (all, curve) in influence.curves.iter_mut().zip(layer.curves) {
+                all.extend(curve);
+            }
+            if let Some(maps) = &mut influence.maps {
+                maps.abs.extend(layer.abs);
+                maps.signed.extend(layer.signed);
+            }
+        }
+        influence
+    }
+}

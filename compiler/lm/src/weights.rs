@@ -1,0 +1,126 @@
+//! Where weights come from, and where they go.
+//!
+//! A source gives f32 by canonical name, whatever it stores; every length is checked against the
+//! configuration before a device sees it.
+
+use moa_format::{EMBEDDING, FINAL_NORM, LM_HEAD, ModelConfig, layer_tensor};
+
+use crate::observer::{Observer, check};
+use crate::{Device, Linear, LmError, Result, WeightError};
+
+/// Something that holds a model's weights: a checkpoint or a bundle.
+pub trait WeightSource {
+    /// The model's shape.
+    fn config(&self) -> &ModelConfig;
+
+    /// A tensor by its Hugging Face name, row-major.
+    fn tensor_f32(&self, name: &str) -> std::result::Result<Vec<f32>, WeightError>;
+}
+
+/// One layer's weights on a device.
+#[derive(Debug)]
+pub(crate) struct LayerWeights<B> {
+    pub(crate) attention_norm: B,
+    pub(crate) q: Linear<B>,
+    pub(crate) k: Linear<B>,
+    pub(crate) v: Linear<B>,
+    pub(crate) o: Linear<B>,
+    pub(crate) ffn_norm: B,
+    pub(crate) gate: Linear<B>,
+    pub(crate) up: Linear<B>,
+    pub(crate) down: Linear<B>,
+}
+
+/// A model's weights on a device.
+#[derive(Debug)]
+pub(crate) struct Weights<B> {
+    pub(crate) embedding: Linear<B>,
+    pub(crate) layers: Vec<LayerWeights<B>>,
+    pub(crate) final_norm: B,
+    /// Absent where the embedding serves.
+    lm_head: Option<Linear<B>>,
+}
+
+impl<B> Weights<B> {
+    pub(crate) fn lm_head(&self) -> &Linear<B> {
+        self.lm_head.as_ref().unwrap_or(&self.embedding)
+    }
+}
+
+/// Reads tensors, checks their lengths and hands them to the device.
+struct Loader<'a, D: Device> {
+    device: &'a D,
+    source: &'a dyn WeightSource,
+}
+
+impl<D: Device> Loader<'_, D> {
+    fn tensor(&self, name: &str, rows: u32, cols: u32) -> Result<D::Buffer> {
+        let values = self.source.tensor_f32(name)?;
+        let expected = u64::from(rows) * u64::from(cols);
+        if values.len() as u64 != expected {
+            return Err(LmError::TensorLength {
+                tensor: name.to_owned(),
+                got: values.len(),
+                expected,
+            });
+        }
+        self.device.upload(values)
+    }
+
+    fn linear(&self, name: &str, outputs: u32, inputs: u32) -> Result<Linear<D::Buffer>> {
+        Ok(Linear {
+            weight: self.tensor(name, outputs, inputs)?,
+            bias: None,
+            outputs: outputs as usize,
+            inputs: inputs as usize,
+        })
+    }
+}
+
+pub(crate) fn load<D: Device>(
+    device: &D,
+    source: &dyn WeightSource,
+    observer: &dyn Observer,
+) -> Result<Weights<D::Buffer>> {
+    let config = source.config();
+    let (hidden, ffn) = (config.hidden_dim, config.ffn_dim);
+    let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
+    let loader = Loader { device, source };
+    let embedding = loader.linear(EMBEDDING, config.vocab_size, hidden)?;
+    let mut layers = Vec::with_capacity(config.layers as usize);
+    for layer in 0..config.layers {
+        check(observer)?;
+        let name = |part: &str| layer_tensor(layer, part);
+        let projection = |part: &str, outputs: u32| -> Result<Linear<D::Buffer>> {
+            let mut linear =
+                loader.linear(&name(&format!("self_attn.{part}.weight")), outputs, hidden)?;
+            if config.qkv_bias {
+                linear.bias =
+                    Some(loader.tensor(&name(&format!("self_attn.{part}.bias")), 1, outputs)?);
+            }
+            Ok(linear)
+        };
+        layers.push(LayerWeights {
+            attention_norm: loader.tensor(&name("input_layernorm.weight"), 1, hidden)?,
+            q: projection("q_proj", q_dim)?,
+            k: projection("k_proj", kv_dim)?,
+            v: projection("v_proj", kv_dim)?,
+            o: loader.linear(&name("self_attn.o_proj.weight"), hidden, q_dim)?,
+            ffn_norm: loader.tensor(&name("post_attention_layernorm.weight"), 1, hidden)?,
+            gate: loader.linear(&name("mlp.gate_proj.weight"), ffn, hidden)?,
+            up: loader.linear(&name("mlp.up_proj.weight"), ffn, hidden)?,
+            down: loader.linear(&name("mlp.down_proj.weight"), hidden, ffn)?,
+        });
+    }
+    let lm_head = if config.tied_embeddings {
+        None
+    } else {
+        Some(loader.linear(LM_HEAD, config.vocab_size, hidden)?)
+    };
+    Ok(Weights {
+        embedding,
+        layers,
+        final_norm: loader.tensor(FINAL_NORM, 1, hidden)?,
+        lm_head,
+    })
+}
