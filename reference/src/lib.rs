@@ -12,10 +12,12 @@
     reason = "sizes of test cases fit in u32, and tests round to f32 on purpose"
 )]
 
+pub mod attention_backward;
 pub mod attention_decode;
 pub mod attention_prefill;
 pub mod compare;
 pub mod cross_entropy;
+pub mod influence;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;
