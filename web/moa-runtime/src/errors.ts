@@ -4,46 +4,46 @@
  */
 
 /** Causes, from the engine and from this package. */
-export type MoaErrorCode =
+export const MOA_ERROR_CODES = [
   /** No WebGPU, or no adapter for it. */
-  | "webgpu-unavailable"
+  "webgpu-unavailable",
   /** The adapter cannot give what the model needs. */
-  | "limits"
-  | "out-of-memory"
-  | "device-lost"
+  "limits",
+  "out-of-memory",
+  "device-lost",
   /** A file could not be fetched. */
-  | "network"
-  | "bad-manifest"
-  | "bad-plan"
+  "network",
+  "bad-manifest",
+  "bad-plan",
   /** A model family or shape that the engine does not know. */
-  | "unsupported-model"
-  /** Weights differ from what the manifest says. */
-  | "hash-mismatch"
+  "unsupported-model",
+  /** A file differs from what the manifest says. */
+  "hash-mismatch",
   /** A piece of weights in the wrong place or of the wrong length. */
-  | "bad-chunk"
-  | "not-loaded"
+  "bad-chunk",
+  "not-loaded",
   /** Prompt and answer do not fit into the declared context length. */
-  | "context-overflow"
-  | "rewind-too-far"
-  | "no-logits"
-  | "bad-token"
-  | "bad-argument"
+  "context-overflow",
+  "rewind-too-far",
+  "no-logits",
+  "bad-token",
+  "bad-argument",
   /** A request option that is valid elsewhere but not supported here. */
-  | "unsupported-option"
+  "unsupported-option",
   /** Text was given, but the bundle serves token ids alone. */
-  | "no-tokenizer"
+  "no-tokenizer",
   /** The signal was aborted, or the stream was left. The engine stays usable. */
-  | "aborted"
+  "aborted",
   /** The engine was unloaded. */
-  | "unloaded"
-  | "shader"
-  | "internal";
+  "unloaded",
+  "shader",
+  "internal",
+] as const;
 
-const CODES: ReadonlySet<string> = new Set<MoaErrorCode>([
-  "webgpu-unavailable", "limits", "out-of-memory", "device-lost", "network", "bad-manifest", "bad-plan",
-  "unsupported-model", "hash-mismatch", "bad-chunk", "not-loaded", "context-overflow", "rewind-too-far", "no-logits",
-  "bad-token", "bad-argument", "unsupported-option", "no-tokenizer", "aborted", "unloaded", "shader", "internal",
-]);
+/** One of the causes. */
+export type MoaErrorCode = (typeof MOA_ERROR_CODES)[number];
+
+const CODES: ReadonlySet<string> = new Set(MOA_ERROR_CODES);
 
 /** An error as it crosses from a worker. */
 export interface ErrorFields {
