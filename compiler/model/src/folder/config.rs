@@ -139,7 +139,7 @@ fn shorten(value: &Value) -> String {
     }
 }
 
-/// Reads config.json; `generation` is generation_config.json, whose end tokens come first.
+/// Reads config.json; `generation` is `generation_config.json`, whose end tokens come first.
 pub(crate) fn read(config: Fields<'_>, generation: Option<Fields<'_>>) -> Result<ModelConfig> {
     let family = family(config)?;
     refuse_unknown_computation(config, family)?;

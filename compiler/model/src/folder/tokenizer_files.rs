@@ -1,8 +1,8 @@
 //! The tokenizer and the chat template of a checkpoint folder.
 //!
 //! tokenizer.json where there is one, else SentencePiece's tokenizer.model; special tokens and flags from
-//! tokenizer_config.json, what is missing there from special_tokens_map.json; the template from
-//! chat_template.jinja or tokenizer_config.json.
+//! `tokenizer_config.json`, what is missing there from `special_tokens_map.json`; the template from
+//! `chat_template.jinja` or `tokenizer_config.json`.
 
 use std::path::Path;
 
@@ -50,7 +50,7 @@ pub(crate) fn read(folder: &Path, eos_ids: Vec<u32>) -> Result<Option<ChatTokeni
     .map(Some)
 }
 
-/// tokenizer_config.json with the special tokens it lacks.
+/// `tokenizer_config.json` with the special tokens it lacks.
 fn config(folder: &Path) -> Result<Map<String, Value>> {
     let mut config = Map::new();
     for name in ["tokenizer_config.json", "special_tokens_map.json"] {
@@ -74,7 +74,7 @@ fn config(folder: &Path) -> Result<Map<String, Value>> {
     Ok(config)
 }
 
-/// chat_template.jinja, or the text, or the template called `default` (or the only one) of a list.
+/// `chat_template.jinja`, or the text, or the template called `default` (or the only one) of a list.
 fn template(folder: &Path, config: &Map<String, Value>) -> Result<Option<String>> {
     let file = folder.join("chat_template.jinja");
     if file.is_file() {

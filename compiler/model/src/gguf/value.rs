@@ -33,7 +33,7 @@ pub(crate) enum Array {
     F64(Vec<f64>),
     Bool(Vec<bool>),
     Text(Vec<String>),
-    Nested(Vec<Array>),
+    Nested(Vec<Self>),
 }
 
 impl Array {

@@ -32,7 +32,7 @@ pub struct ChatTokenizer {
 }
 
 impl ChatTokenizer {
-    /// Loads a tokenizer.json with its tokenizer_config.json (in which `chat_template`, where there is one, is
+    /// Loads a tokenizer.json with its `tokenizer_config.json` (in which `chat_template`, where there is one, is
     /// already a single text).
     pub(crate) fn new(
         tokenizer: Value,
@@ -54,6 +54,21 @@ impl ChatTokenizer {
             template,
             eos_ids,
         })
+    }
+
+    /// Loads the two files that a bundle carries, as [`Self::tokenizer_json`] and
+    /// [`Self::tokenizer_config_json`] wrote them.
+    pub fn from_json(tokenizer: &[u8], config: &[u8], eos_ids: Vec<u32>) -> Result<Self> {
+        let parse = |bytes| {
+            serde_json::from_slice::<Value>(bytes)
+                .map_err(|error| ModelError::Tokenization(error.to_string()))
+        };
+        let Value::Object(config) = parse(config)? else {
+            return Err(ModelError::Tokenization(
+                "tokenizer_config.json is no object".into(),
+            ));
+        };
+        Self::new(parse(tokenizer)?, config, eos_ids)
     }
 
     /// Token ids of `text`, in which the names of special tokens count as those tokens.
@@ -121,7 +136,7 @@ impl ChatTokenizer {
         self.json.clone()
     }
 
-    /// The tokenizer_config.json that a bundle ships: `chat_template` and special tokens are plain texts.
+    /// The `tokenizer_config.json` that a bundle ships: `chat_template` and special tokens are plain texts.
     pub fn tokenizer_config_json(&self) -> String {
         Value::Object(self.config.clone()).to_string()
     }

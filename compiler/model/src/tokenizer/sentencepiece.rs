@@ -123,10 +123,10 @@ fn read_piece(piece: &[u8]) -> Option<(String, f32, TokenType)> {
         match (number, value) {
             (1, Field::Bytes(text)) => token = Some(String::from_utf8(text.to_vec()).ok()?),
             (2, Field::Four(bits)) => {
-                score = Some(f32::from_le_bytes(bits)).filter(|score| score.is_finite())?
+                score = Some(f32::from_le_bytes(bits)).filter(|score| score.is_finite())?;
             }
             (3, Field::Number(number)) => {
-                kind = TokenType::from_number(i64::try_from(number).ok()?)?
+                kind = TokenType::from_number(i64::try_from(number).ok()?)?;
             }
             _ => {}
         }
