@@ -1,16 +1,21 @@
 //! CUDA kernels and their typed launchers.
 //!
 //! The sources in `cu/` are assembled behind the prelude that `moa_mask::abi` generates and compiled by NVRTC at
-//! run time, so that building this crate needs no CUDA toolkit and running it needs no particular one. One
+//! run time to machine code for the device that is there, so that building this crate needs no CUDA toolkit. One
 //! kernel has one stem: `reference/src/x.rs`, `shaders-wgsl/wgsl/x.wgsl`, `cu/x.cu`.
 //!
-//! Today this crate holds the shape that launchers will have, and finds out whether there is a device. It
-//! deliberately launches nothing yet: every command of the compiler runs on the CPU.
+//! It deliberately holds no model and no engine: [`engine`] says so, and every command of the compiler runs on the
+//! CPU. What is here are kernels that can be launched, tested against their twins and timed.
 
 mod error;
+mod gpu;
+mod influence;
+mod launch;
 mod probe;
 mod source;
 
 pub use error::{CudaError, Result};
-pub use probe::{DeviceInfo, probe};
-pub use source::{Kernel, KernelConfig};
+pub use gpu::{Buffer, Element, Gpu};
+pub use influence::{Influence, InfluenceInputs, InfluenceShape};
+pub use probe::{DeviceInfo, engine, probe};
+pub use source::{ElementType, Kernel, KernelConfig};

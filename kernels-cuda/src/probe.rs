@@ -1,38 +1,46 @@
-//! Is there a CUDA driver here? Asked by looking for its library, without loading it.
+//! Is there a CUDA device here, and which? Asked of the driver, without a context: nothing is allocated.
 
-use std::path::Path;
-
+use crate::launch;
 use crate::{CudaError, Result};
 
-const DRIVER: &str = "libcuda.so.1";
-const FOLDERS: &[&str] = &[
-    "/usr/lib/x86_64-linux-gnu",
-    "/usr/lib/aarch64-linux-gnu",
-    "/usr/lib64",
-    "/usr/lib",
-    "/usr/local/nvidia/lib64",
-    "/usr/local/cuda/compat",
-    "/usr/lib/wsl/lib",
-];
-
 /// A CUDA device that kernels can run on.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// The device's name as the driver gives it.
     pub name: String,
     /// Compute capability, major and minor.
     pub compute_capability: (u32, u32),
+    /// CUDA version that the driver supports, major and minor.
+    pub driver_version: (u32, u32),
+    /// Device memory in all.
+    pub memory_bytes: u64,
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+}
+
+impl DeviceInfo {
+    /// What NVRTC is asked to compile for. The accelerated variant ("a") has the instructions of exactly one
+    /// generation.
+    pub fn arch(&self) -> String {
+        let (major, minor) = self.compute_capability;
+        let accelerated = if major >= 9 { "a" } else { "" };
+        format!("sm_{major}{minor}{accelerated}")
+    }
 }
 
 /// The first CUDA device, or why there is none.
+///
+/// # Errors
+/// [`CudaError::NoDriver`], [`CudaError::OldDriver`], [`CudaError::NoDevice`], [`CudaError::Driver`].
 pub fn probe() -> Result<DeviceInfo> {
-    let listed = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let found = std::env::split_paths(&listed)
-        .chain(FOLDERS.iter().map(|folder| Path::new(folder).to_path_buf()))
-        .any(|folder| folder.join(DRIVER).exists());
-    if found {
-        Err(CudaError::NoEngine)
-    } else {
-        Err(CudaError::NoDriver { library: DRIVER })
-    }
+    launch::device_info(0)
+}
+
+/// Whether models can be computed on the device that [`probe`] finds.
+///
+/// # Errors
+/// What [`probe`] says; otherwise always [`CudaError::NoEngine`]: this version holds kernels, and no engine built from them.
+pub fn engine() -> Result<DeviceInfo> {
+    probe()?;
+    Err(CudaError::NoEngine)
 }

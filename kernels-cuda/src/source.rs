@@ -2,13 +2,22 @@
 
 use moa_mask::abi;
 
+/// The 16-bit type of a kernel's inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ElementType {
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
 /// What a kernel is specialized for: rendered as `#define`s before its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KernelConfig {
-    /// Channels of a head: 64, 96 or 128; smaller ones are padded with zeros.
+    /// Channels of a head: a multiple of 16, at most 128.
     pub head_dim: u32,
-    /// Query heads that share one KV head.
-    pub gqa_group: u32,
+    /// Type of the inputs.
+    pub element: ElementType,
 }
 
 /// A kernel by its stem.
@@ -17,31 +26,64 @@ pub struct KernelConfig {
 pub enum Kernel {
     /// Root mean square normalization of rows.
     RmsNorm,
+    /// Joint influence curves of a layer.
+    Influence,
 }
+
+/// Warpgroups that share a stream of K and V tiles in the influence kernel.
+pub(crate) const INFLUENCE_CONSUMERS: u32 = 4;
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: &[Self] = &[Self::RmsNorm];
+    pub const ALL: &[Self] = &[Self::RmsNorm, Self::Influence];
 
     /// The stem that names the kernel in every language.
     pub const fn stem(self) -> &'static str {
         match self {
             Self::RmsNorm => "rms_norm",
+            Self::Influence => "influence",
         }
     }
 
-    /// Prelude, configuration and source: what NVRTC compiles.
+    /// Whether the kernel uses Hopper's instructions, and so runs on compute capability 9.0 alone.
+    pub const fn needs_hopper(self) -> bool {
+        matches!(self, Self::Influence)
+    }
+
+    /// Prelude, configuration, shared pieces and source: what NVRTC compiles.
     pub fn assemble(self, config: KernelConfig) -> String {
-        let body = match self {
-            Self::RmsNorm => include_str!("../cu/rms_norm.cu"),
+        let hopper = include_str!("../cu/shared/hopper.cuh");
+        let (shared, body) = match self {
+            Self::RmsNorm => ("", include_str!("../cu/rms_norm.cu")),
+            Self::Influence => (hopper, include_str!("../cu/influence.cu")),
         };
         format!(
-            "{}#define HEAD_DIM {}u\n#define GQA_GROUP {}u\n{body}",
+            "{}#define HEAD_DIM {}u\n#define ELEMENT_BF16 {}\n#define CONSUMERS {INFLUENCE_CONSUMERS}u\n#define STAGES {}u\n{shared}{body}",
             abi::cuda_prelude(),
             config.head_dim,
-            config.gqa_group
+            u32::from(config.element == ElementType::Bf16),
+            stages(config.head_dim),
         )
     }
+
+    /// Options for NVRTC. No fast-math: approximations stand in the sources where they are meant.
+    pub(crate) fn options(arch: &str) -> Vec<String> {
+        vec![
+            format!("--gpu-architecture={arch}"),
+            "--std=c++17".into(),
+            "--fmad=true".into(),
+        ]
+    }
+}
+
+/// Bytes of one 64-row operand in shared memory: whole tiles of 64 channels.
+pub(crate) const fn operand_bytes(head_dim: u32) -> u32 {
+    head_dim.div_ceil(64) * 8192
+}
+
+/// K and V tiles in flight: what fits beside the query rows in the 227 KiB of a Hopper block.
+pub(crate) const fn stages(head_dim: u32) -> u32 {
+    if head_dim > 64 { 3 } else { 6 }
 }
 
 #[cfg(test)]
@@ -53,14 +95,23 @@ mod tests {
         for &kernel in Kernel::ALL {
             let text = kernel.assemble(KernelConfig {
                 head_dim: 64,
-                gqa_group: 3,
+                element: ElementType::Bf16,
             });
             assert!(text.starts_with("// Generated from mask/src/abi.rs"));
             assert!(text.contains("#define HEAD_DIM 64u"));
             assert!(
-                text.contains(&format!("void {}(", kernel.stem())),
+                text.contains(&format!("void {}(", kernel.stem()))
+                    || text.contains(&format!(") {}(", kernel.stem())),
                 "the entry point has the stem's name"
             );
+        }
+    }
+
+    #[test]
+    fn tiles_fit_in_shared_memory() {
+        for head_dim in [16, 32, 64, 96, 128] {
+            let operands = 2 * (INFLUENCE_CONSUMERS + stages(head_dim));
+            assert!(operands * operand_bytes(head_dim) + 2048 <= 227 * 1024);
         }
     }
 }

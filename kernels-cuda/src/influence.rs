@@ -1,0 +1,364 @@
+//! The influence kernel's launcher: shapes checked, work cut so that its partial sums fit in a workspace.
+
+use cudarc::driver::CudaFunction;
+
+use crate::launch::{self, InfluenceLaunch};
+use crate::source::{INFLUENCE_CONSUMERS, Kernel, KernelConfig, operand_bytes, stages};
+use crate::{Buffer, CudaError, Element, Gpu, Result};
+
+/// Rows of a query tile and keys of a key tile; spans are profiled in steps of this many tokens.
+const TILE: u32 = 64;
+
+/// One layer's attention, one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InfluenceShape {
+    /// Query heads.
+    pub heads: u32,
+    /// KV heads; divides `heads`.
+    pub kv_heads: u32,
+    /// Tokens.
+    pub len: u32,
+    /// Channels of a head: a multiple of 16, at most 128.
+    pub head_dim: u32,
+    /// Sink tokens: a multiple of 64.
+    pub sink: u32,
+}
+
+impl InfluenceShape {
+    fn check(&self) -> Result<()> {
+        let shape = |what, expected, got: u32| {
+            Err(CudaError::Shape {
+                what,
+                expected,
+                got: got as usize,
+            })
+        };
+        if self.kv_heads == 0 || self.heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
+            return shape("heads", "a multiple of kv_heads, at least 1", self.heads);
+        }
+        if self.kv_heads > 65_535 {
+            return shape("kv_heads", "at most 65535", self.kv_heads);
+        }
+        if self.head_dim == 0 || self.head_dim > 128 || !self.head_dim.is_multiple_of(16) {
+            return shape("head_dim", "a multiple of 16, at most 128", self.head_dim);
+        }
+        if self.len == 0 || self.len > 1 << 20 {
+            return shape("len", "1 to 1048576", self.len);
+        }
+        if !self.sink.is_multiple_of(TILE) || self.sink > 1 << 20 {
+            return shape("sink", "a multiple of 64", self.sink);
+        }
+        let slots = u64::from(self.gqa_group()) * u64::from(self.bins());
+        if slots > 1 << 30 {
+            return shape("heads", "fewer heads in a group", self.heads);
+        }
+        Ok(())
+    }
+
+    /// Query heads that share one KV head.
+    pub fn gqa_group(&self) -> u32 {
+        self.heads / self.kv_heads
+    }
+
+    /// Spans on a curve: bin s stands for the span 64 (s + 1).
+    pub fn bins(&self) -> u32 {
+        self.len.div_ceil(TILE)
+    }
+
+    /// Values in the curves, `[kv_heads][identity, absolute value, square][bins]`.
+    pub fn curve_values(&self) -> usize {
+        self.kv_heads as usize * 3 * self.bins() as usize
+    }
+
+    /// float4 of partial sums before `slot` within a KV head; the kernel's `slot_bins`.
+    fn slot_bins(&self, slot: u32) -> u64 {
+        let group = u64::from(self.gqa_group());
+        let (tile, member) = (u64::from(slot) / group, u64::from(slot) % group);
+        4 * (group * (tile * (tile + 1) / 2) + member * (tile + 1))
+    }
+}
+
+/// What the kernel reads; tensors are contiguous.
+#[derive(Debug, Clone, Copy)]
+pub struct InfluenceInputs<'a, T> {
+    /// Queries after RoPE, `[heads, len, head_dim]`.
+    pub q: &'a Buffer<T>,
+    /// Keys after RoPE, `[kv_heads, len, head_dim]`.
+    pub k: &'a Buffer<T>,
+    /// Values, `[kv_heads, len, head_dim]`.
+    pub v: &'a Buffer<T>,
+    /// Gradient of the loss in the attention's output, `[heads, len, head_dim]`.
+    pub grad_out: &'a Buffer<T>,
+    /// D, the row sums of `grad_out * out`, `[heads, len]`: of the plan's own output where a plan is profiled.
+    pub row_dot: &'a Buffer<f32>,
+    /// What logits are multiplied by; positive.
+    pub softmax_scale: f32,
+}
+
+/// Slots `first..end` (row tile and member of the group) of some KV heads: what one launch does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    first_kv_head: u32,
+    kv_heads: u32,
+    first_slot: u32,
+    end_slot: u32,
+}
+
+/// Computes joint influence curves for one shape.
+#[derive(Debug)]
+pub struct Influence {
+    shape: InfluenceShape,
+    config: KernelConfig,
+    influence: CudaFunction,
+    reduce: CudaFunction,
+    parts: Vec<Part>,
+    workspace: Buffer<f32>,
+}
+
+impl Influence {
+    /// Compiles the kernel for `T` and allocates a workspace of at most `workspace_bytes`, or of what a single row tile of one
+    /// KV head needs if that is more. 48 MiB hold a whole layer of 32 heads at 8192 tokens in one launch.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`], [`CudaError::Capability`], and those of compiling and allocating.
+    pub fn new<T: Element>(
+        gpu: &Gpu,
+        shape: InfluenceShape,
+        workspace_bytes: usize,
+    ) -> Result<Self> {
+        shape.check()?;
+        let config = KernelConfig {
+            head_dim: shape.head_dim,
+            element: T::TYPE,
+        };
+        let module = gpu.module(Kernel::Influence, config)?;
+        let (parts, float4s) = cut(&shape, workspace_bytes as u64 / 16);
+        let floats = usize::try_from(float4s * 4).map_err(|_too_large| CudaError::OutOfMemory {
+            doing: "allocating influence's workspace",
+        })?;
+        Ok(Self {
+            shape,
+            config,
+            influence: launch::function(&module, "influence", shared_bytes(shape.head_dim))?,
+            reduce: launch::function(&module, "influence_reduce", 0)?,
+            parts,
+            workspace: gpu.zeros(floats)?,
+        })
+    }
+
+    /// Device memory that this holds beside inputs and curves.
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace.num_bytes()
+    }
+
+    /// The workspace, for tests that poison it.
+    pub fn workspace_mut(&mut self) -> &mut Buffer<f32> {
+        &mut self.workspace
+    }
+
+    /// Adds the layer's curves to `curves`, `[kv_heads][identity, absolute value, square][bins]`: bin s is the sum over rows and
+    /// over the group's query heads of phi of the loss's change, to first order, when the span is 64 (s + 1). The same input gives the same
+    /// bytes.
+    ///
+    /// # Errors
+    /// [`CudaError::Length`] and the driver's.
+    pub fn add<T: Element>(
+        &mut self,
+        gpu: &Gpu,
+        inputs: &InfluenceInputs<'_, T>,
+        curves: &mut Buffer<f64>,
+    ) -> Result<()> {
+        let shape = self.shape;
+        let rows = shape.heads as usize * shape.len as usize;
+        let kv_rows = shape.kv_heads as usize * shape.len as usize;
+        let head_dim = shape.head_dim as usize;
+        for (what, expected, got) in [
+            ("q", rows * head_dim, inputs.q.len()),
+            ("k", kv_rows * head_dim, inputs.k.len()),
+            ("v", kv_rows * head_dim, inputs.v.len()),
+            ("grad_out", rows * head_dim, inputs.grad_out.len()),
+            ("row_dot", rows, inputs.row_dot.len()),
+            ("curves", shape.curve_values(), curves.len()),
+        ] {
+            if expected != got {
+                return Err(CudaError::Length {
+                    what,
+                    expected,
+                    got,
+                });
+            }
+        }
+        if T::TYPE != self.config.element {
+            return Err(CudaError::Shape {
+                what: "bytes of an element",
+                expected: "the type that the kernel was made for",
+                got: size_of::<T>(),
+            });
+        }
+        for &part in &self.parts {
+            InfluenceLaunch {
+                influence: &self.influence,
+                reduce: &self.reduce,
+                element: T::TYPE,
+                q: inputs.q,
+                k: inputs.k,
+                v: inputs.v,
+                grad_out: inputs.grad_out,
+                row_dot: inputs.row_dot,
+                partials: &mut self.workspace,
+                curves,
+                heads: shape.heads,
+                kv_heads: shape.kv_heads,
+                len: shape.len,
+                head_dim: shape.head_dim,
+                sink_tiles: shape.sink / TILE,
+                first_kv_head: part.first_kv_head,
+                launch_kv_heads: part.kv_heads,
+                first_slot: part.first_slot,
+                end_slot: part.end_slot,
+                consumers: INFLUENCE_CONSUMERS,
+                shared_bytes: shared_bytes(shape.head_dim),
+                scale: inputs.softmax_scale * std::f32::consts::LOG2_E,
+            }
+            .run(gpu.stream())?;
+        }
+        Ok(())
+    }
+}
+
+/// Tiles, their barriers, and room to align the tiles.
+fn shared_bytes(head_dim: u32) -> u32 {
+    let stages = stages(head_dim);
+    2 * (INFLUENCE_CONSUMERS + stages) * operand_bytes(head_dim) + 16 * stages + 8 + 1024
+}
+
+/// Cuts the work into launches whose partial sums fit into `limit` float4, and says how many the largest needs.
+fn cut(shape: &InfluenceShape, limit: u64) -> (Vec<Part>, u64) {
+    let slots = shape.gqa_group() * shape.bins();
+    let whole = shape.slot_bins(slots);
+    let (mut parts, mut largest) = (Vec::new(), 0);
+    if whole <= limit {
+        let at_once = u32::try_from(limit / whole)
+            .unwrap_or(u32::MAX)
+            .min(shape.kv_heads);
+        // Even shares: a last launch with few heads would leave the device idle.
+        let launches = shape.kv_heads.div_ceil(at_once);
+        for index in 0..launches {
+            let share = |i: u32| {
+                u32::try_from(u64::from(shape.kv_heads) * u64::from(i) / u64::from(launches))
+                    .unwrap_or(u32::MAX)
+            };
+            let (first, end) = (share(index), share(index + 1));
+            largest = largest.max(whole * u64::from(end - first));
+            parts.push(Part {
+                first_kv_head: first,
+                kv_heads: end - first,
+                first_slot: 0,
+                end_slot: slots,
+            });
+        }
+    } else {
+        for kv_head in 0..shape.kv_heads {
+            let mut first = 0;
+            while first < slots {
+                let mut end = (first + INFLUENCE_CONSUMERS).min(slots);
+                while end < slots
+                    && shape.slot_bins((end + INFLUENCE_CONSUMERS).min(slots))
+                        - shape.slot_bins(first)
+                        <= limit
+                {
+                    end = (end + INFLUENCE_CONSUMERS).min(slots);
+                }
+                largest = largest.max(shape.slot_bins(end) - shape.slot_bins(first));
+                parts.push(Part {
+                    first_kv_head: kv_head,
+                    kv_heads: 1,
+                    first_slot: first,
+                    end_slot: end,
+                });
+                first = end;
+            }
+        }
+    }
+    (parts, largest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(heads: u32, kv_heads: u32, len: u32) -> InfluenceShape {
+        InfluenceShape {
+            heads,
+            kv_heads,
+            len,
+            head_dim: 128,
+            sink: 64,
+        }
+    }
+
+    #[test]
+    fn parts_cover_every_slot_once_within_the_limit() {
+        for (heads, kv_heads, len) in [
+            (1, 1, 1),
+            (6, 2, 700),
+            (9, 3, 4096),
+            (32, 32, 8192),
+            (28, 4, 10_000),
+        ] {
+            let shape = shape(heads, kv_heads, len);
+            shape.check().unwrap();
+            for limit in [1, 5000, 50_000, 3 << 20, u64::MAX] {
+                let (parts, largest) = cut(&shape, limit);
+                let slots = shape.gqa_group() * shape.bins();
+                let mut seen = vec![0u8; (shape.kv_heads * slots) as usize];
+                for part in &parts {
+                    let need = (shape.slot_bins(part.end_slot) - shape.slot_bins(part.first_slot))
+                        * u64::from(part.kv_heads);
+                    assert!(need <= largest);
+                    for head in part.first_kv_head..part.first_kv_head + part.kv_heads {
+                        for slot in part.first_slot..part.end_slot {
+                            seen[(head * slots + slot) as usize] += 1;
+                        }
+                    }
+                }
+                assert!(seen.iter().all(|&count| count == 1));
+                assert!(largest <= limit.max(4 * u64::from(INFLUENCE_CONSUMERS * shape.bins())));
+            }
+        }
+    }
+
+    #[test]
+    fn a_layer_of_32_heads_at_8192_needs_one_launch_and_less_than_64_mib() {
+        let (parts, largest) = cut(&shape(32, 32, 8192), (48 << 20) / 16);
+        assert_eq!(parts.len(), 1);
+        assert!(largest * 16 < 64 << 20);
+    }
+
+    #[test]
+    fn shapes_without_a_kernel_are_refused() {
+        let good = shape(8, 2, 100);
+        for bad in [
+            InfluenceShape { heads: 7, ..good },
+            InfluenceShape {
+                kv_heads: 0,
+                ..good
+            },
+            InfluenceShape { len: 0, ..good },
+            InfluenceShape {
+                head_dim: 40,
+                ..good
+            },
+            InfluenceShape {
+                head_dim: 256,
+                ..good
+            },
+            InfluenceShape { sink: 8, ..good },
+        ] {
+            assert!(
+                matches!(bad.check(), Err(CudaError::Shape { .. })),
+                "{bad:?}"
+            );
+        }
+    }
+}
