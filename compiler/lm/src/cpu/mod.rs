@@ -10,6 +10,8 @@ mod gemm;
 mod influence;
 mod rows;
 mod simd;
+#[cfg(test)]
+mod tests;
 
 use moa_mask::HeadMask;
 use rayon::prelude::*;

@@ -68,12 +68,12 @@ pub(super) fn exp_sum(values: &mut [f32], shift: f32) -> f64 {
                 *lane += *value;
             }
         }
-        let mut sum = 0.0;
+        let mut sum = add_up(lanes);
         for value in chunks.into_remainder() {
             *value = exp(*value - shift);
             sum += *value;
         }
-        total += f64::from(sum + add_up(lanes));
+        total += f64::from(sum);
     }
     total
 }
