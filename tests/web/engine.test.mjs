@@ -150,7 +150,7 @@ test("memory is what the manifest said before the download", async () => {
   assert.equal(memory.kv.cache, at.cache_bytes);
   assert.equal(memory.kv.dense, at.dense_bytes);
   assert.ok(Math.abs(memory.plan.kvDensity - at.kv_density) < 1e-9);
-  assert.equal(memory.gpu.kv_cache, at.cache_bytes, "and what was allocated");
+  assert.equal(memory.gpu.kvCache, at.cache_bytes, "and what was allocated");
 });
 
 test("a flipped bit in a shard is an integrity error, and no engine comes of it", { timeout: 120_000 }, async () => {

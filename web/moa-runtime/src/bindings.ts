@@ -37,6 +37,8 @@ export interface NativeEngine {
   planJson(): string;
   spansJson(): string;
   adapterJson(): string;
+  /** Gives the device's memory back at once. */
+  destroy(): void;
   free(): void;
 }
 

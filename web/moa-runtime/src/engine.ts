@@ -79,7 +79,7 @@ export interface Memory {
 /** The device that the engine runs on. */
 export interface Adapter {
   name: string;
-  vendor: string;
+  driver: string;
   backend: string;
   software: boolean;
 }

@@ -102,6 +102,7 @@ class Host {
       meter.at("ready", loaded);
     } catch (error) {
       this.#engine = undefined;
+      engine.destroy();
       engine.free();
       throw error;
     }

@@ -9,6 +9,6 @@ import { attachHost } from "./host.js";
 import type { Port } from "./protocol.js";
 
 attachHost(self as unknown as Port, async (wasmUrl): Promise<NativeModule> => {
-  await init(wasmUrl === undefined ? undefined : { module_or_path: wasmUrl });
+  await (wasmUrl === undefined ? init() : init({ module_or_path: wasmUrl }));
   return wasm;
 });

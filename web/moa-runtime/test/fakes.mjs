@@ -89,6 +89,7 @@ export class FakeEngine {
   adapterJson() {
     return JSON.stringify({ name: "fake", vendor: "", backend: "", software: true });
   }
+  destroy() {}
   free() {
     this.freed = true;
   }

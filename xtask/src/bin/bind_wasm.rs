@@ -17,6 +17,8 @@ fn main() -> Result<()> {
         .input_path(module)
         .web(true)?
         .typescript(true)
+        // The glue finds the module beside itself, as wasm-pack's does.
+        .omit_default_module_path(false)
         .generate(out_dir)
         .with_context(|| format!("no glue could be made for {}", module.display()))
 }
