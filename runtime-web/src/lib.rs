@@ -1,1 +1,35 @@
-//! (under construction)
+//! The engine on wgpu: a bundle's weights on a device, K and V in rings as the plan says, tokens out.
+//!
+//! ```text
+//! manifest + plan + context -> Setup -> Gpu (limits from Setup) -> Engine -> weights -> prefill, decode, rewind
+//! ```
+//!
+//! One crate for native and browser: they differ in where bytes come from ([`bundle`] natively, JavaScript through
+//! the bindings in a browser) and in nothing else. There is deliberately no CPU fallback, and no tokenizer: the
+//! engine takes and gives token ids.
+
+mod buffers;
+mod engine;
+mod error;
+mod generate;
+mod gpu;
+mod pipelines;
+mod program;
+mod sampler;
+mod setup;
+mod signal;
+mod weights;
+mod work_list;
+
+#[cfg(target_arch = "wasm32")]
+pub mod bindings;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod bundle;
+
+pub use buffers::{Ledger, MAX_DECODE_BATCH};
+pub use engine::{Engine, EngineOptions};
+pub use error::{EngineError, Result};
+pub use generate::{Generated, Progress, Request, StopReason, generate};
+pub use gpu::{Gpu, GpuOptions, Needs};
+pub use sampler::{Sampler, SamplingOptions};
+pub use setup::{KvReport, Setup};

@@ -1,0 +1,366 @@
+//! JavaScript's view of the engine: the only file that knows JavaScript. Errors become `Error` objects with
+//! `name = "MoaError"`, `code` and `hint`; numbers that may exceed 32 bits cross as JSON.
+
+use js_sys::{Float32Array, Reflect, Uint32Array};
+use moa_format::{CHUNK_BYTES, Manifest, Plan};
+use serde::Deserialize;
+use wasm_bindgen::prelude::*;
+
+use crate::buffers::MAX_DECODE_BATCH;
+use crate::engine::{Engine, EngineOptions};
+use crate::error::EngineError;
+use crate::gpu::{Gpu, GpuOptions};
+use crate::sampler::{Sampler, SamplingOptions};
+use crate::setup::Setup;
+
+type JsResult<T> = std::result::Result<T, JsValue>;
+
+#[wasm_bindgen(typescript_custom_section)]
+const TYPES: &str = r#"
+export interface EngineOptions {
+  /** Tokens a prefill call takes at most. */
+  prefillChunk?: number;
+  /** Ask for nothing beyond WebGPU's default limits. */
+  defaultLimits?: boolean;
+  powerPreference?: "high-performance" | "low-power";
+}
+export interface SamplingOptions {
+  /** 0 or absent: greedy, on the GPU. */
+  temperature?: number;
+  topK?: number;
+  topP?: number;
+  minP?: number;
+  seed?: number;
+}
+"#;
+
+#[wasm_bindgen]
+extern "C" {
+    /// A plain object with the fields of `EngineOptions`.
+    #[wasm_bindgen(typescript_type = "EngineOptions")]
+    pub type JsEngineOptions;
+    /// A plain object with the fields of `SamplingOptions`.
+    #[wasm_bindgen(typescript_type = "SamplingOptions")]
+    pub type JsSamplingOptions;
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct CreateOptions {
+    prefill_chunk: Option<u32>,
+    default_limits: bool,
+    power_preference: Option<String>,
+}
+
+fn moa_error(code: &str, message: &str, hint: Option<&str>) -> JsValue {
+    let error = js_sys::Error::new(message);
+    error.set_name("MoaError");
+    let fields = [
+        ("code", code.into()),
+        ("hint", hint.map_or(JsValue::UNDEFINED, Into::into)),
+    ];
+    for (key, value) in fields {
+        // Setting a field of a fresh object cannot fail.
+        let _ = Reflect::set(&error, &key.into(), &value);
+    }
+    error.into()
+}
+
+impl From<EngineError> for JsValue {
+    fn from(error: EngineError) -> Self {
+        moa_error(error.code(), &error.to_string(), error.hint())
+    }
+}
+
+/// Reads a plain object through JSON: options are small.
+fn options<T: Default + for<'a> Deserialize<'a>>(value: Option<impl Into<JsValue>>) -> JsResult<T> {
+    let Some(value) = value
+        .map(Into::into)
+        .filter(|value| !value.is_undefined() && !value.is_null())
+    else {
+        return Ok(T::default());
+    };
+    let bad = |reason: &str| moa_error("bad-argument", &format!("options: {reason}"), None);
+    let text = js_sys::JSON::stringify(&value).map_err(|_cycle| bad("expected a plain object"))?;
+    let text = text
+        .as_string()
+        .ok_or_else(|| bad("expected a plain object"))?;
+    serde_json::from_str(&text).map_err(|error| bad(&error.to_string()))
+}
+
+fn manifest(json: &str) -> JsResult<Manifest> {
+    Ok(Manifest::from_json(json).map_err(|source| EngineError::Manifest { source })?)
+}
+
+fn json(value: &impl serde::Serialize) -> JsResult<String> {
+    serde_json::to_string(value).map_err(|error| moa_error("internal", &error.to_string(), None))
+}
+
+/// Version of this module.
+#[wasm_bindgen]
+pub fn version() -> String {
+    env!("CARGO_PKG_VERSION").to_owned()
+}
+
+/// Bytes under one hash: what `writeShard` takes at a time.
+#[wasm_bindgen(js_name = chunkBytes)]
+pub fn chunk_bytes() -> u32 {
+    CHUNK_BYTES
+}
+
+/// Tokens that one `decode` call gives at most.
+#[wasm_bindgen(js_name = maxDecodeBatch)]
+pub fn max_decode_batch() -> u32 {
+    MAX_DECODE_BATCH
+}
+
+/// Exact KV bytes of a plan at a context, without a GPU: JSON as from `MoaEngine.kvBytes()`.
+#[wasm_bindgen(js_name = predictKvBytes)]
+pub fn predict_kv_bytes(
+    manifest_json: &str,
+    plan_name: &str,
+    plan_bytes: Option<Vec<u8>>,
+    context: u32,
+) -> JsResult<String> {
+    let manifest = manifest(manifest_json)?;
+    let plan = Setup::choose_plan(&manifest, plan_name, plan_bytes.as_deref())?;
+    json(&Setup::new(manifest, plan, context)?.kv_report()?)
+}
+
+/// A plan file (`plan-<name>.bin`, or plan JSON) as plan JSON.
+#[wasm_bindgen(js_name = planToJson)]
+pub fn plan_to_json(plan_bytes: &[u8]) -> JsResult<String> {
+    let plan = if plan_bytes.starts_with(b"{") {
+        Plan::from_json(plan_bytes)
+    } else {
+        Plan::from_bin(plan_bytes)
+    };
+    Ok(plan
+        .and_then(|plan| plan.to_json())
+        .map_err(|source| EngineError::Plan { source })?)
+}
+
+/// One context of one model on a GPU device.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct MoaEngine {
+    engine: Engine,
+    /// The sampler of the last sampled decode: its generator goes on while its options stay.
+    sampler: Sampler,
+}
+
+#[wasm_bindgen]
+impl MoaEngine {
+    /// Asks for a device and makes everything but the weights.
+    pub async fn create(
+        manifest_json: String,
+        plan_name: String,
+        plan_bytes: Option<Vec<u8>>,
+        context: u32,
+        create_options: Option<JsEngineOptions>,
+    ) -> JsResult<Self> {
+        let asked: CreateOptions = options(create_options)?;
+        let manifest = manifest(&manifest_json)?;
+        let plan = Setup::choose_plan(&manifest, &plan_name, plan_bytes.as_deref())?;
+        let setup = Setup::new(manifest, plan, context)?;
+        let gpu_options = GpuOptions {
+            default_limits: asked.default_limits,
+            low_power: asked.power_preference.as_deref() == Some("low-power"),
+        };
+        let gpu = Gpu::open(gpu_options, setup.needs()).await?;
+        let engine = Engine::new(
+            gpu,
+            setup,
+            EngineOptions {
+                prefill_chunk: asked.prefill_chunk,
+            },
+        )
+        .await?;
+        Ok(Self {
+            engine,
+            sampler: Sampler::greedy(),
+        })
+    }
+
+    /// Checks a whole chunk of a weight shard against its hash and sends it to the device.
+    #[wasm_bindgen(js_name = writeShard)]
+    pub fn write_shard(&mut self, index: u32, offset: f64, bytes: &[u8]) -> JsResult<()> {
+        if !(offset >= 0.0 && offset.fract() == 0.0 && offset < 9e15) {
+            return Err(moa_error(
+                "bad-chunk",
+                &format!("offset is {offset}, expected a whole number"),
+                None,
+            ));
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "a whole number below 2^53")]
+        #[expect(clippy::cast_sign_loss, reason = "not negative")]
+        let offset = offset as u64;
+        Ok(self.engine.write_shard(index as usize, offset, bytes)?)
+    }
+
+    /// Waits for the uploads, checks that nothing is missing, and warms up.
+    #[wasm_bindgen(js_name = finishLoading)]
+    pub async fn finish_loading(&mut self) -> JsResult<()> {
+        Ok(self.engine.finish_loading().await?)
+    }
+
+    /// Takes one chunk from the front of `ids` and resolves with the number taken.
+    pub async fn prefill(&mut self, ids: Uint32Array) -> JsResult<u32> {
+        let taken = self.engine.prefill(&ids.to_vec()).await?;
+        Ok(u32::try_from(taken).unwrap_or(u32::MAX))
+    }
+
+    /// The next `count` tokens; the last one is pending.
+    pub async fn decode(
+        &mut self,
+        count: u32,
+        sampling: Option<JsSamplingOptions>,
+    ) -> JsResult<Uint32Array> {
+        let wanted: SamplingOptions = options(sampling)?;
+        if wanted != *self.sampler.options() {
+            self.sampler = Sampler::new(wanted)?;
+        }
+        if self.sampler.is_greedy() {
+            return Ok(Uint32Array::from(
+                self.engine.decode(count).await?.as_slice(),
+            ));
+        }
+        if count == 0 || count > MAX_DECODE_BATCH {
+            return Err(moa_error(
+                "bad-argument",
+                &format!("count is {count}, expected 1 to {MAX_DECODE_BATCH}"),
+                None,
+            ));
+        }
+        let mut ids = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            ids.push(self.engine.sample(&mut self.sampler).await?);
+        }
+        Ok(Uint32Array::from(ids.as_slice()))
+    }
+
+    /// Logits after the last chosen token.
+    pub async fn logits(&mut self) -> JsResult<Float32Array> {
+        Ok(Float32Array::from(self.engine.logits().await?.as_slice()))
+    }
+
+    /// Takes back the last `n` tokens of the cache, and the pending one.
+    pub fn rewind(&mut self, n: u32) -> JsResult<()> {
+        Ok(self.engine.rewind(n)?)
+    }
+
+    /// An empty context; weights stay. The next sampled decode starts its seed anew.
+    pub fn reset(&mut self) {
+        self.engine.reset();
+        self.sampler = Sampler::greedy();
+    }
+
+    /// Tokens in the cache.
+    #[wasm_bindgen(getter)]
+    pub fn len(&self) -> u32 {
+        self.engine.len()
+    }
+
+    /// The chosen token that is not in the cache yet.
+    #[wasm_bindgen(getter)]
+    pub fn pending(&self) -> Option<u32> {
+        self.engine.pending()
+    }
+
+    /// Tokens that can be taken back exactly.
+    #[wasm_bindgen(getter)]
+    pub fn rewindable(&self) -> u32 {
+        self.engine.rewindable()
+    }
+
+    /// The declared context.
+    #[wasm_bindgen(getter)]
+    pub fn context(&self) -> u32 {
+        self.engine.setup().context()
+    }
+
+    /// Tokens that one prefill call takes at most.
+    #[wasm_bindgen(getter, js_name = prefillChunk)]
+    pub fn prefill_chunk(&self) -> u32 {
+        self.engine.prefill_chunk()
+    }
+
+    /// `{"cache","scratch","total","dense","kvDensity"}`.
+    #[wasm_bindgen(js_name = kvBytes)]
+    pub fn kv_bytes(&self) -> JsResult<String> {
+        json(&self.engine.setup().kv_report()?)
+    }
+
+    /// Every byte on the device: `{"weights","kvCache","kvScratch","activations","tables","staging","total"}`.
+    #[wasm_bindgen(js_name = gpuBytes)]
+    pub fn gpu_bytes(&self) -> JsResult<String> {
+        let mut ledger = self.engine.ledger().clone();
+        let total = ledger.values().sum();
+        ledger.insert("total", total);
+        json(&ledger)
+    }
+
+    /// The plan in use.
+    #[wasm_bindgen(js_name = planJson)]
+    pub fn plan_json(&self) -> JsResult<String> {
+        Ok(self
+            .engine
+            .setup()
+            .plan()
+            .to_json()
+            .map_err(|source| EngineError::Plan { source })?)
+    }
+
+    /// `{"sink","context","spans":[layer][kv_head]}`: the spans at the declared context.
+    #[wasm_bindgen(js_name = spansJson)]
+    pub fn spans_json(&self) -> JsResult<String> {
+        let setup = self.engine.setup();
+        let masks = setup.masks();
+        let layer = |layer| {
+            masks
+                .layer(layer)
+                .iter()
+                .map(|mask| mask.span().min(setup.context()))
+                .collect()
+        };
+        let spans: Vec<Vec<u32>> = (0..masks.layers()).map(layer).collect();
+        json(
+            &serde_json::json!({ "sink": setup.plan().sink, "context": setup.context(), "spans": spans }),
+        )
+    }
+
+    /// `{"name","driver","backend","software"}`.
+    #[wasm_bindgen(js_name = adapterJson)]
+    pub fn adapter_json(&self) -> JsResult<String> {
+        let gpu = self.engine.gpu();
+        let info = gpu.adapter();
+        json(&serde_json::json!({
+            "name": info.name,
+            "driver": info.driver,
+            "backend": info.backend.to_string(),
+            "software": gpu.is_software(),
+        }))
+    }
+
+    /// Dispatches of one decoded token.
+    #[wasm_bindgen(getter, js_name = dispatchesPerToken)]
+    pub fn dispatches_per_token(&self) -> u32 {
+        u32::try_from(self.engine.dispatches_per_token()).unwrap_or(u32::MAX)
+    }
+
+    /// Why the device was lost, once it is.
+    pub fn lost(&self) -> Option<String> {
+        self.engine.gpu().lost()
+    }
+
+    /// Gives the device's memory back now; `free()` alone waits for the garbage collector.
+    pub fn destroy(&self) {
+        self.engine.destroy();
+    }
+}
+
+/// SHA-256 in hex, for files that are checked whole; works outside secure contexts too.
+#[wasm_bindgen]
+pub fn sha256(bytes: &[u8]) -> String {
+    moa_format::sha256_hex(bytes)
+}

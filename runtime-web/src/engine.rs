@@ -1,0 +1,465 @@
+//! The engine: one context of one model on one device, driven token by token.
+//!
+//! It deliberately knows no tokenizer, no file and no JavaScript. Calls do one bounded piece of work each (a
+//! prefill chunk, some decoded tokens), so that a caller can stop between any two of them.
+
+use bytemuck::bytes_of;
+use moa_mask::abi::StepState;
+use moa_mask::{RingLayout, SLACK};
+
+use crate::buffers::{Allocator, Buffers, Ledger, MAX_DECODE_BATCH, close_scopes, open_scopes};
+use crate::error::{EngineError, Result};
+use crate::gpu::Gpu;
+use crate::pipelines::Pipelines;
+use crate::program::{Program, Step};
+use crate::sampler::Sampler;
+use crate::setup::Setup;
+use crate::weights::ShardBuffers;
+
+/// Multiplications in one submit at most, so that a slow device stays responsive: about 0.1 to 0.2 s at 50 GMAC/s.
+const SUBMIT_WORK: u64 = 8 << 30;
+/// The same for a software adapter.
+const SUBMIT_WORK_SOFTWARE: u64 = 2 << 30;
+/// Prefill chunk of a software adapter, where a whole one takes seconds.
+const CHUNK_SOFTWARE: u32 = 64;
+
+/// What a caller may choose.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EngineOptions {
+    /// Tokens that a prefill call takes at most; by default as many as the scratch holds, 64 on a software adapter.
+    pub prefill_chunk: Option<u32>,
+}
+
+/// One context of one model.
+#[derive(Debug)]
+pub struct Engine {
+    gpu: Gpu,
+    setup: Setup,
+    shards: ShardBuffers,
+    buffers: Buffers,
+    program: Program,
+    ledger: Ledger,
+    chunk: u32,
+    loaded: bool,
+    /// Tokens in the cache.
+    len: u32,
+    /// The longest that the cache has been: what a rewind is measured from.
+    longest: u32,
+    /// Positions from which on some ring has overwritten something.
+    unwrapped: u32,
+    /// Whether the logits buffer belongs to the last token in the cache.
+    has_logits: bool,
+    /// A chosen token that is not in the cache yet.
+    pending: Option<u32>,
+}
+
+impl Engine {
+    /// Makes every buffer, pipeline and bind group. Weights come afterwards ([`write_shard`](Self::write_shard)).
+    pub async fn new(gpu: Gpu, setup: Setup, options: EngineOptions) -> Result<Self> {
+        let capacity = setup.chunk_capacity();
+        let chunk = match options.prefill_chunk {
+            Some(0) => {
+                return Err(EngineError::BadArgument {
+                    what: "prefill chunk",
+                    got: "0".into(),
+                    expected: "at least 1 token",
+                });
+            }
+            Some(chunk) => chunk.min(capacity),
+            None if gpu.is_software() => CHUNK_SOFTWARE.min(capacity),
+            None => capacity,
+        };
+        let mut allocator = Allocator::new(&gpu);
+        let scopes = open_scopes(&gpu);
+        let shards = ShardBuffers::new(&mut allocator, &setup);
+        let buffers = Buffers::new(&mut allocator, &setup);
+        let bytes = allocator.total();
+        close_scopes(scopes, "weights, caches and scratch", bytes).await?;
+
+        let scopes = open_scopes(&gpu);
+        let mut pipelines = Pipelines::new(&gpu, setup.heads());
+        let program = Program::new(&mut pipelines, &mut allocator, &setup, &shards, &buffers);
+        close_scopes(scopes, "the kernels", bytes).await?;
+        let program = program?;
+        gpu.check()?;
+
+        let rings = setup
+            .masks()
+            .iter()
+            .map(|mask| RingLayout::new(mask, setup.context(), SLACK).slots());
+        let unwrapped = rings.min().unwrap_or(0);
+        let ledger = allocator.into_ledger();
+        Ok(Self {
+            gpu,
+            setup,
+            shards,
+            buffers,
+            program,
+            ledger,
+            chunk,
+            loaded: false,
+            len: 0,
+            longest: 0,
+            unwrapped,
+            has_logits: false,
+            pending: None,
+        })
+    }
+
+    /// Checks a whole chunk of a weight shard against its hash and sends it to the device. `offset` is a multiple
+    /// of `moa_format::CHUNK_BYTES`; each chunk once, in any order.
+    pub fn write_shard(&mut self, shard: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.shards.write(&self.gpu, shard, offset, bytes)
+    }
+
+    /// Waits for the uploads, checks that nothing is missing, and runs two tokens so that drivers have compiled
+    /// everything before the first real one.
+    pub async fn finish_loading(&mut self) -> Result<()> {
+        self.shards.check_complete()?;
+        self.gpu.done().await?;
+        self.loaded = true;
+        self.prefill(&[0]).await?;
+        if self.setup.context() > 1 {
+            self.decode(2).await?;
+        }
+        self.reset();
+        Ok(())
+    }
+
+    /// Takes at most a chunk of tokens from the front of `ids` into the cache and returns how many, when the
+    /// device is done with them. A pending token is dropped: put it in `ids` if it shall stay. There are logits
+    /// once all of `ids` has been taken.
+    pub async fn prefill(&mut self, ids: &[u32]) -> Result<usize> {
+        self.ready()?;
+        self.check_ids(ids)?;
+        let room = self.setup.context() - self.len;
+        if ids.len() > room as usize {
+            return Err(EngineError::ContextOverflow {
+                len: self.len,
+                more: ids.len(),
+                context: self.setup.context(),
+            });
+        }
+        let taken = ids.len().min(self.chunk as usize);
+        let len = u32::try_from(taken).unwrap_or(self.chunk);
+        if len == 0 {
+            return Ok(0);
+        }
+        self.pending = None;
+        self.has_logits = false;
+        self.gpu
+            .queue
+            .write_buffer(&self.buffers.tokens, 0, bytemuck::cast_slice(&ids[..taken]));
+        self.write_state(len);
+        self.submit_chunk(len, taken == ids.len());
+        // Before the wait: what was submitted will be in the cache even if nobody waits for it.
+        self.advance(len);
+        self.has_logits = taken == ids.len();
+        self.gpu.done().await?;
+        Ok(taken)
+    }
+
+    /// The next `count` tokens, each the one with the largest logit, in one submit. The last of them is pending:
+    /// not in the cache until the next call feeds it.
+    pub async fn decode(&mut self, count: u32) -> Result<Vec<u32>> {
+        self.ready()?;
+        if count == 0 || count > MAX_DECODE_BATCH {
+            return Err(EngineError::BadArgument {
+                what: "number of tokens to decode",
+                got: count.to_string(),
+                expected: "1 to 32",
+            });
+        }
+        // A pending token goes into the cache first; otherwise the first token comes from logits that are there.
+        let fed = if self.pending.is_some() {
+            count
+        } else {
+            count - 1
+        };
+        self.check_room(fed)?;
+        if self.pending.is_none() && !self.has_logits {
+            return Err(EngineError::NoLogits);
+        }
+        self.feed_pending();
+        let mut encoder = self.encoder();
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            if self.pending.is_none() {
+                self.program.argmax.encode(&mut pass, 1);
+            }
+            for _ in 0..fed {
+                self.encode_token(&mut pass);
+                self.program.argmax.encode(&mut pass, 1);
+            }
+        }
+        let bytes = u64::from(count) * 4;
+        encoder.copy_buffer_to_buffer(&self.buffers.ids, 0, &self.buffers.ids_staging, 0, bytes);
+        self.gpu.queue.submit([encoder.finish()]);
+        self.advance(fed);
+        self.has_logits = true;
+        self.pending = None;
+        let data = self.gpu.read(&self.buffers.ids_staging, bytes).await?;
+        let ids: Vec<u32> = bytemuck::pod_collect_to_vec(&data);
+        self.pending = ids.last().copied();
+        Ok(ids)
+    }
+
+    /// The next token chosen by `sampler`, which becomes pending. Greedy samplers leave the choice to the device.
+    pub async fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
+        if sampler.is_greedy() {
+            let ids = self.decode(1).await?;
+            return ids.first().copied().ok_or(EngineError::NoLogits);
+        }
+        let logits = self.logits().await?;
+        let id = sampler.sample(&logits).ok_or(EngineError::NoLogits)?;
+        self.pending = Some(id);
+        Ok(id)
+    }
+
+    /// Logits after the last chosen token, `[vocab_size]`. Feeds a pending token first.
+    pub async fn logits(&mut self) -> Result<Vec<f32>> {
+        self.ready()?;
+        if self.pending.is_none() && !self.has_logits {
+            return Err(EngineError::NoLogits);
+        }
+        let fed = u32::from(self.pending.is_some());
+        self.check_room(fed)?;
+        self.feed_pending();
+        let mut encoder = self.encoder();
+        if fed == 1 {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            self.encode_token(&mut pass);
+        }
+        let bytes = u64::from(self.setup.config().vocab_size) * 4;
+        encoder.copy_buffer_to_buffer(
+            &self.buffers.logits,
+            0,
+            &self.buffers.logits_staging,
+            0,
+            bytes,
+        );
+        self.gpu.queue.submit([encoder.finish()]);
+        self.advance(fed);
+        self.pending = None;
+        self.has_logits = true;
+        let data = self.gpu.read(&self.buffers.logits_staging, bytes).await?;
+        Ok(bytemuck::pod_collect_to_vec(&data))
+    }
+
+    /// Takes back the last `back` tokens of the cache, exactly as if they had never been there; a pending token is
+    /// dropped as well. Afterwards something must be prefilled before the next token can be chosen.
+    pub fn rewind(&mut self, back: u32) -> Result<()> {
+        let most = self.rewindable();
+        if back > most {
+            return Err(EngineError::RewindTooFar { back, most });
+        }
+        self.pending = None;
+        if back > 0 {
+            self.len -= back;
+            self.has_logits = false;
+        }
+        Ok(())
+    }
+
+    /// Tokens that can be taken back exactly: the slack, or everything while no ring has overwritten anything.
+    pub fn rewindable(&self) -> u32 {
+        if self.longest <= self.unwrapped {
+            return self.len;
+        }
+        (self.len + SLACK)
+            .saturating_sub(self.longest)
+            .min(self.len)
+    }
+
+    /// An empty context; weights stay.
+    pub fn reset(&mut self) {
+        self.len = 0;
+        self.longest = 0;
+        self.has_logits = false;
+        self.pending = None;
+    }
+
+    /// Tokens in the cache, a pending one not counted.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether the cache is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The chosen token that is not in the cache yet.
+    pub fn pending(&self) -> Option<u32> {
+        self.pending
+    }
+
+    /// Tokens that one prefill call takes at most.
+    pub fn prefill_chunk(&self) -> u32 {
+        self.chunk
+    }
+
+    /// Model, plan and context.
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Bytes on the device by what they are for; `kvCache` and `kvScratch` are what [`Setup::kv_report`] predicts.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Dispatches of one decoded token.
+    pub fn dispatches_per_token(&self) -> usize {
+        self.program.decode_dispatches()
+    }
+
+    /// A layer's K and V rings: rows of f16, laid out by `moa_mask::memory::slot_offsets` and
+    /// `moa_mask::RingLayout`. For snapshots, and for tests that poison what no head may see.
+    pub fn kv_buffers(&self, layer: usize) -> Option<(&wgpu::Buffer, &wgpu::Buffer)> {
+        self.buffers
+            .layers
+            .get(layer)
+            .map(|cache| (&cache.k, &cache.v))
+    }
+
+    /// Gives the memory back without waiting for the last reference to go.
+    pub fn destroy(&self) {
+        self.shards.destroy();
+        self.buffers.destroy();
+    }
+
+    fn ready(&self) -> Result<()> {
+        if !self.loaded {
+            self.shards.check_complete()?;
+            return Err(EngineError::BadArgument {
+                what: "the engine",
+                got: "not ready".into(),
+                expected: "finish_loading first",
+            });
+        }
+        self.gpu.check()
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocab = self.setup.config().vocab_size;
+        match ids.iter().position(|&id| id >= vocab) {
+            Some(index) => Err(EngineError::BadToken {
+                id: ids[index],
+                index,
+                vocab,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_room(&self, more: u32) -> Result<()> {
+        if more > self.setup.context() - self.len {
+            return Err(EngineError::ContextOverflow {
+                len: self.len,
+                more: more as usize,
+                context: self.setup.context(),
+            });
+        }
+        Ok(())
+    }
+
+    fn encoder(&self) -> wgpu::CommandEncoder {
+        self.gpu
+            .device
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("moa") })
+    }
+
+    fn write_state(&self, len: u32) {
+        let state = StepState {
+            start: self.len,
+            len,
+            step: 0,
+            reserved: 0,
+        };
+        self.gpu
+            .queue
+            .write_buffer(&self.buffers.state, 0, bytes_of(&state));
+    }
+
+    /// Puts the pending token, if there is one, in flight; otherwise nothing.
+    fn feed_pending(&self) {
+        if let Some(id) = self.pending {
+            self.gpu
+                .queue
+                .write_buffer(&self.buffers.tokens, 0, bytes_of(&id));
+        }
+        self.write_state(u32::from(self.pending.is_some()));
+    }
+
+    fn advance(&mut self, tokens: u32) {
+        self.len += tokens;
+        self.longest = self.longest.max(self.len);
+    }
+
+    fn encode_token(&self, pass: &mut wgpu::ComputePass<'_>) {
+        let layers = self.program.layers.iter();
+        let layers =
+            layers.flat_map(|layer| layer.before.iter().chain(&layer.decode).chain(&layer.after));
+        for step in self
+            .program
+            .embedding
+            .iter()
+            .chain(layers)
+            .chain(&self.program.logits)
+        {
+            step.encode(pass, 1);
+        }
+    }
+
+    /// Submits a chunk in portions that stay short.
+    fn submit_chunk(&self, len: u32, with_logits: bool) {
+        let limit = if self.gpu.is_software() {
+            SUBMIT_WORK_SOFTWARE
+        } else {
+            SUBMIT_WORK
+        };
+        let end = self.len + len;
+        let shape = self.setup.heads();
+        let mut portion: Vec<&Step> = self.program.embedding.iter().collect();
+        let mut work = 0;
+        for (index, layer) in self.program.layers.iter().enumerate() {
+            let keys = self.setup.visible_keys(index, end)
+                * u64::from(shape.gqa_group() * shape.head_dim * 2);
+            let layer_work = u64::from(len) * (layer.weights + keys);
+            if work > 0 && work + layer_work > limit {
+                self.submit_steps(&portion, len);
+                portion.clear();
+                work = 0;
+            }
+            work += layer_work;
+            portion.extend(
+                layer
+                    .before
+                    .iter()
+                    .chain(&layer.prefill)
+                    .chain(&layer.after),
+            );
+        }
+        if with_logits {
+            portion.extend(&self.program.logits);
+        }
+        self.submit_steps(&portion, len);
+    }
+
+    fn submit_steps(&self, steps: &[&Step], len: u32) {
+        let mut encoder = self.encoder();
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for step in steps {
+                step.encode(&mut pass, len);
+            }
+        }
+        self.gpu.queue.submit([encoder.finish()]);
+    }
+}

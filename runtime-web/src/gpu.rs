@@ -1,0 +1,267 @@
+//! Adapter and device: the only place where native and browser would differ, and wgpu hides most of it.
+//!
+//! Exactly `min(needed, offered)` is asked of the adapter and no feature at all, so that every device with
+//! WebGPU's default limits will do wherever the model fits.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::{EngineError, Result};
+use crate::signal::signal;
+
+/// How the device is chosen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GpuOptions {
+    /// Ask for nothing beyond WebGPU's default limits, whatever the adapter offers.
+    pub default_limits: bool,
+    /// Prefer the adapter that draws less power.
+    pub low_power: bool,
+}
+
+/// The largest sizes that a model at a context takes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// The largest buffer.
+    pub buffer_bytes: u64,
+    /// The largest part of a buffer that one kernel sees.
+    pub binding_bytes: u64,
+}
+
+/// A device and what happened to it.
+#[derive(Debug)]
+pub struct Gpu {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    faults: Arc<Faults>,
+}
+
+#[derive(Debug, Default)]
+struct Faults {
+    lost: Mutex<Option<String>>,
+    refused: Mutex<Option<String>>,
+}
+
+fn put(slot: &Mutex<Option<String>>, text: String) {
+    slot.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get_or_insert(text);
+}
+
+fn get(slot: &Mutex<Option<String>>) -> Option<String> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+impl Gpu {
+    /// A device that offers what `needs` says.
+    pub async fn open(options: GpuOptions, needs: Needs) -> Result<Self> {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.flags = wgpu::InstanceFlags::empty();
+        let instance = wgpu::Instance::new(descriptor);
+        let power_preference = if options.low_power {
+            wgpu::PowerPreference::LowPower
+        } else {
+            wgpu::PowerPreference::HighPerformance
+        };
+        let adapter = instance
+            .request_adapter(&wgpu::RequestAdapterOptions {
+                power_preference,
+                ..wgpu::RequestAdapterOptions::default()
+            })
+            .await
+            .map_err(|error| EngineError::NoDevice {
+                reason: error.to_string(),
+            })?;
+        let offered = if options.default_limits {
+            wgpu::Limits::default()
+        } else {
+            adapter.limits()
+        };
+        let limits = limits_for(needs, &offered)?;
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("moa"),
+                required_limits: limits,
+                memory_hints: wgpu::MemoryHints::MemoryUsage,
+                ..wgpu::DeviceDescriptor::default()
+            })
+            .await
+            .map_err(|error| EngineError::NoDevice {
+                reason: error.to_string(),
+            })?;
+        let faults = Arc::new(Faults::default());
+        let on_lost = Arc::clone(&faults);
+        device.set_device_lost_callback(move |reason, message| {
+            put(&on_lost.lost, format!("{reason:?}: {message}"));
+        });
+        let on_error = Arc::clone(&faults);
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            put(&on_error.refused, error.to_string());
+        }));
+        Ok(Self {
+            device,
+            queue,
+            info: adapter.get_info(),
+            faults,
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// The device's queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// The adapter's own words about itself.
+    pub fn adapter(&self) -> &wgpu::AdapterInfo {
+        &self.info
+    }
+
+    /// Whether the "GPU" is a program: then work is cut into smaller portions.
+    pub fn is_software(&self) -> bool {
+        let name = self.info.name.to_ascii_lowercase();
+        self.info.device_type == wgpu::DeviceType::Cpu
+            || ["llvmpipe", "swiftshader"]
+                .iter()
+                .any(|known| name.contains(known))
+    }
+
+    /// Why the device was lost, once it is.
+    pub fn lost(&self) -> Option<String> {
+        get(&self.faults.lost)
+    }
+
+    /// Fails once the device is lost or has refused something.
+    pub(crate) fn check(&self) -> Result<()> {
+        if let Some(reason) = self.lost() {
+            return Err(EngineError::DeviceLost { reason });
+        }
+        match get(&self.faults.refused) {
+            Some(reason) => Err(EngineError::Gpu {
+                what: "a command".into(),
+                reason,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until everything submitted so far is done.
+    pub(crate) async fn done(&self) -> Result<()> {
+        let (sender, receiver) = signal();
+        self.queue.on_submitted_work_done(move || sender.send(()));
+        self.pump()?;
+        let _ = receiver.await;
+        self.check()
+    }
+
+    /// Copies a buffer that may be mapped for reading to the host.
+    pub(crate) async fn read(&self, staging: &wgpu::Buffer, bytes: u64) -> Result<Vec<u8>> {
+        let (sender, receiver) = signal();
+        staging.map_async(wgpu::MapMode::Read, ..bytes, move |result| {
+            sender.send(result);
+        });
+        self.pump()?;
+        let mapped = receiver.await;
+        self.check()?;
+        let refused = |reason: String| EngineError::Gpu {
+            what: "a read-back".into(),
+            reason,
+        };
+        match mapped {
+            Some(Ok(())) => {
+                let view = staging
+                    .get_mapped_range(..bytes)
+                    .map_err(|error| refused(error.to_string()))?;
+                let data = view.to_vec();
+                drop(view);
+                staging.unmap();
+                Ok(data)
+            }
+            Some(Err(error)) => Err(refused(error.to_string())),
+            None => Err(refused("the callback never came".into())),
+        }
+    }
+
+    /// Natively callbacks come only from `poll`; in a browser they come by themselves.
+    fn pump(&self) -> Result<()> {
+        if let Err(error) = self.device.poll(wgpu::PollType::wait_indefinitely()) {
+            self.check()?;
+            return Err(EngineError::Gpu {
+                what: "waiting".into(),
+                reason: error.to_string(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// WebGPU's defaults, raised to what is needed where the adapter has it.
+fn limits_for(needs: Needs, offered: &wgpu::Limits) -> Result<wgpu::Limits> {
+    let mut limits = wgpu::Limits::default();
+    let raise = |what, default: u64, needed: u64, offered: u64| {
+        if needed <= default {
+            Ok(default)
+        } else if needed <= offered {
+            Ok(needed)
+        } else {
+            Err(EngineError::Limits {
+                what,
+                needed,
+                offered,
+            })
+        }
+    };
+    limits.max_buffer_size = raise(
+        "maxBufferSize",
+        limits.max_buffer_size,
+        needs.buffer_bytes,
+        offered.max_buffer_size,
+    )?;
+    limits.max_storage_buffer_binding_size = raise(
+        "maxStorageBufferBindingSize",
+        limits.max_storage_buffer_binding_size,
+        needs.binding_bytes,
+        offered.max_storage_buffer_binding_size,
+    )?;
+    Ok(limits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_asked_for_exactly() {
+        let offered = wgpu::Limits {
+            max_buffer_size: 1 << 30,
+            max_storage_buffer_binding_size: 1 << 29,
+            ..wgpu::Limits::default()
+        };
+        let default = wgpu::Limits::default();
+        let needs = |bytes| Needs {
+            buffer_bytes: bytes,
+            binding_bytes: bytes,
+        };
+        assert_eq!(
+            limits_for(needs(1 << 20), &offered).unwrap(),
+            default,
+            "never less than the defaults"
+        );
+        let raised = limits_for(needs(300 << 20), &offered).unwrap();
+        assert_eq!(raised.max_buffer_size, 300 << 20, "exactly what is needed");
+        assert_eq!(raised.max_storage_buffer_binding_size, 300 << 20);
+        let refused = limits_for(needs(600 << 20), &offered).unwrap_err();
+        assert!(matches!(
+            refused,
+            EngineError::Limits { what: "maxStorageBufferBindingSize", needed, offered }
+                if needed == 600 << 20 && offered == 1 << 29
+        ));
+        assert!(
+            limits_for(needs(200 << 20), &default).is_err(),
+            "defaults forced"
+        );
+    }
+}

@@ -1,0 +1,126 @@
+//! Pipelines and bind groups, each made once. Kernels with the same bindings share a layout, so that `matmul` and
+//! `matvec` take the same bind groups.
+
+use std::collections::BTreeMap;
+
+use moa_shaders::{Access, ENTRY_POINT, HeadShape, Kernel};
+
+use crate::gpu::Gpu;
+
+/// Every pipeline that the model's program uses.
+pub(crate) struct Pipelines<'a> {
+    gpu: &'a Gpu,
+    shape: HeadShape,
+    layouts: Vec<(Vec<(u32, Access)>, wgpu::BindGroupLayout)>,
+    made: BTreeMap<Kernel, (wgpu::ComputePipeline, wgpu::BindGroupLayout)>,
+}
+
+impl<'a> Pipelines<'a> {
+    pub(crate) fn new(gpu: &'a Gpu, shape: HeadShape) -> Self {
+        Self {
+            gpu,
+            shape,
+            layouts: Vec::new(),
+            made: BTreeMap::new(),
+        }
+    }
+
+    /// The pipeline of `kernel`, compiled at its first use.
+    pub(crate) fn pipeline(&mut self, kernel: Kernel) -> wgpu::ComputePipeline {
+        self.get(kernel).0
+    }
+
+    /// A bind group with the named buffers. A name that `kernel` does not bind is passed over; one that is missing
+    /// is a defect, which the validation scope around the program's creation reports.
+    pub(crate) fn bind(
+        &mut self,
+        kernel: Kernel,
+        buffers: &[(&str, wgpu::BufferBinding<'_>)],
+    ) -> wgpu::BindGroup {
+        let (_, layout) = self.get(kernel);
+        let entries: Vec<wgpu::BindGroupEntry<'_>> = kernel
+            .bindings()
+            .iter()
+            .filter_map(|binding| {
+                let (_, buffer) = buffers.iter().find(|(name, _)| *name == binding.name)?;
+                Some(wgpu::BindGroupEntry {
+                    binding: binding.index,
+                    resource: wgpu::BindingResource::Buffer(buffer.clone()),
+                })
+            })
+            .collect();
+        self.gpu
+            .device
+            .create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(&kernel.label()),
+                layout: &layout,
+                entries: &entries,
+            })
+    }
+
+    fn get(&mut self, kernel: Kernel) -> (wgpu::ComputePipeline, wgpu::BindGroupLayout) {
+        if let Some(made) = self.made.get(&kernel) {
+            return made.clone();
+        }
+        let layout = self.layout(kernel);
+        let label = kernel.label();
+        let device = &self.gpu.device;
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(&label),
+            source: wgpu::ShaderSource::Wgsl(kernel.source(self.shape).into()),
+        });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&label),
+            bind_group_layouts: &[Some(&layout)],
+            ..wgpu::PipelineLayoutDescriptor::default()
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(ENTRY_POINT),
+            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            cache: None,
+        });
+        let made = (pipeline, layout);
+        self.made.insert(kernel, made.clone());
+        made
+    }
+
+    fn layout(&mut self, kernel: Kernel) -> wgpu::BindGroupLayout {
+        let wanted: Vec<(u32, Access)> = kernel
+            .bindings()
+            .iter()
+            .map(|binding| (binding.index, binding.access))
+            .collect();
+        if let Some((_, layout)) = self.layouts.iter().find(|(known, _)| *known == wanted) {
+            return layout.clone();
+        }
+        let entries: Vec<wgpu::BindGroupLayoutEntry> = wanted
+            .iter()
+            .map(|&(binding, access)| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: match access {
+                        Access::Uniform => wgpu::BufferBindingType::Uniform,
+                        Access::Read => wgpu::BufferBindingType::Storage { read_only: true },
+                        Access::ReadWrite => wgpu::BufferBindingType::Storage { read_only: false },
+                    },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let layout = self
+            .gpu
+            .device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some(kernel.stem()),
+                entries: &entries,
+            });
+        self.layouts.push((wanted, layout.clone()));
+        layout
+    }
+}

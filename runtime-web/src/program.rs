@@ -1,0 +1,542 @@
+//! The model as a list of dispatches, written once when the engine is made: pipelines, bind groups and grids never
+//! change afterwards, only the step state and the number of tokens in flight do.
+
+use std::collections::BTreeMap;
+
+use bytemuck::bytes_of;
+use moa_format::{EMBEDDING, FINAL_NORM, TensorEntry, layer_tensor};
+use moa_mask::abi::{PieceParams, RowParams};
+use moa_shaders::{
+    ATTENTION_ROWS, ELEMENT_THREADS, Kernel, KvTarget, MATMUL_TILE, MATVEC_ROWS, VectorType,
+};
+
+use crate::buffers::{Allocator, Buffers, LayerCache};
+use crate::error::{EngineError, Result};
+use crate::pipelines::Pipelines;
+use crate::setup::{Setup, vector_type};
+use crate::weights::{BoundPiece, ShardBuffers};
+
+/// Tokens up to which a weight matrix is read once a token: a tile of `matmul` would be mostly empty.
+const FEW_TOKENS: u32 = 4;
+/// What WebGPU allows in one dimension of a dispatch.
+const MAX_WORKGROUPS: u32 = 65_535;
+
+/// How many workgroups a step takes for the tokens in flight.
+#[derive(Debug, Clone, Copy)]
+enum Grid {
+    /// Whatever is in flight.
+    Once(u32),
+    /// So many for each token.
+    Tokens(u32),
+    /// Tiles of tokens and rows; by token where few are in flight.
+    Linear { rows: u32 },
+    /// Tiles of query rows for each KV head.
+    Attention { gqa_group: u32, kv_heads: u32 },
+}
+
+/// One dispatch.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pipeline: wgpu::ComputePipeline,
+    /// For [`Grid::Linear`]: the pipeline for few tokens.
+    few: Option<wgpu::ComputePipeline>,
+    bind_group: wgpu::BindGroup,
+    grid: Grid,
+}
+
+impl Step {
+    /// Writes the dispatch for `len` tokens in flight.
+    pub(crate) fn encode(&self, pass: &mut wgpu::ComputePass<'_>, len: u32) {
+        let mut pipeline = &self.pipeline;
+        let (x, y) = match self.grid {
+            Grid::Once(x) => (x, 1),
+            Grid::Tokens(x) => (x, len),
+            Grid::Linear { rows } => match &self.few {
+                Some(few) if len <= FEW_TOKENS => {
+                    pipeline = few;
+                    (rows.div_ceil(MATVEC_ROWS), len)
+                }
+                _ => (rows.div_ceil(MATMUL_TILE), len.div_ceil(MATMUL_TILE)),
+            },
+            Grid::Attention {
+                gqa_group,
+                kv_heads,
+            } => ((len * gqa_group).div_ceil(ATTENTION_ROWS), kv_heads),
+        };
+        pass.set_pipeline(pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(x, y, 1);
+    }
+}
+
+/// A layer: the parts that prefill and decode share, and what each has of its own.
+#[derive(Debug)]
+pub(crate) struct LayerSteps {
+    pub(crate) before: Vec<Step>,
+    pub(crate) prefill: Vec<Step>,
+    pub(crate) decode: Vec<Step>,
+    pub(crate) after: Vec<Step>,
+    /// Multiplications of the layer's weights for one token.
+    pub(crate) weights: u64,
+}
+
+/// All dispatches.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub(crate) embedding: Vec<Step>,
+    pub(crate) layers: Vec<LayerSteps>,
+    /// Final norm and `lm_head` for the last token in flight.
+    pub(crate) logits: Vec<Step>,
+    pub(crate) argmax: Step,
+}
+
+impl Program {
+    pub(crate) fn new<'g>(
+        pipelines: &mut Pipelines<'g>,
+        allocator: &mut Allocator<'g>,
+        setup: &Setup,
+        weights: &ShardBuffers,
+        buffers: &Buffers,
+    ) -> Result<Self> {
+        let mut builder = Builder {
+            pipelines,
+            allocator,
+            setup,
+            weights,
+            buffers,
+            params: BTreeMap::new(),
+        };
+        let embedding = builder.embedding()?;
+        let layers = (0..setup.config().layers)
+            .zip(&buffers.layers)
+            .map(|(layer, cache)| builder.layer(layer, cache))
+            .collect::<Result<_>>()?;
+        let logits = builder.logits()?;
+        let argmax = builder.argmax();
+        Ok(Self {
+            embedding,
+            layers,
+            logits,
+            argmax,
+        })
+    }
+
+    /// Dispatches of one decoded token, choosing it included.
+    pub(crate) fn decode_dispatches(&self) -> usize {
+        let layers = self.layers.iter();
+        let layers: usize = layers
+            .map(|layer| layer.before.len() + layer.decode.len() + layer.after.len())
+            .sum();
+        self.embedding.len() + layers + self.logits.len() + 1
+    }
+}
+
+struct Builder<'a, 'g> {
+    pipelines: &'a mut Pipelines<'g>,
+    allocator: &'a mut Allocator<'g>,
+    setup: &'a Setup,
+    weights: &'a ShardBuffers,
+    buffers: &'a Buffers,
+    /// One uniform buffer for each distinct set of constants.
+    params: BTreeMap<Vec<u8>, wgpu::Buffer>,
+}
+
+/// What a weight matrix is multiplied with, and where the product goes.
+struct Product<'a> {
+    x: &'a wgpu::Buffer,
+    y: &'a wgpu::Buffer,
+    /// Added to what `y` holds.
+    add: bool,
+    /// The product of the last token only, with `x` and `y` of one row.
+    once: bool,
+}
+
+impl<'a> Builder<'a, '_> {
+    fn params(&mut self, data: &[u8]) -> wgpu::Buffer {
+        if let Some(buffer) = self.params.get(data) {
+            return buffer.clone();
+        }
+        let buffer = self.allocator.uniform(data);
+        self.params.insert(data.to_vec(), buffer.clone());
+        buffer
+    }
+
+    fn row_params(&mut self, dim: u32, last_only: bool) -> wgpu::Buffer {
+        #[expect(clippy::cast_possible_truncation, reason = "kernels compute in f32")]
+        let eps = self.setup.config().rms_norm_eps as f32;
+        let params = RowParams {
+            dim,
+            eps,
+            last_only: last_only.into(),
+            reserved: 0,
+        };
+        self.params(bytes_of(&params))
+    }
+
+    fn piece_params(&mut self, piece: &BoundPiece<'_>, y_stride: u32) -> wgpu::Buffer {
+        let params = PieceParams {
+            rows: piece.rows,
+            cols: piece.cols,
+            row_offset: piece.row_offset,
+            y_stride,
+        };
+        self.params(bytes_of(&params))
+    }
+
+    fn step(&mut self, kernel: Kernel, grid: Grid, buffers: &[(&str, &wgpu::Buffer)]) -> Step {
+        let bindings: Vec<_> = buffers
+            .iter()
+            .map(|(name, buffer)| (*name, buffer.as_entire_buffer_binding()))
+            .collect();
+        Step {
+            pipeline: self.pipelines.pipeline(kernel),
+            few: None,
+            bind_group: self.pipelines.bind(kernel, &bindings),
+            grid,
+        }
+    }
+
+    fn tensor(&self, name: &str) -> Result<&'a TensorEntry> {
+        let setup: &'a Setup = self.setup;
+        setup
+            .manifest()
+            .tensor(name)
+            .ok_or_else(|| EngineError::UnsupportedModel {
+                what: format!("tensor {name}"),
+                got: "missing".into(),
+                expected: "in the manifest",
+            })
+    }
+
+    /// The one piece of a norm's weights or of a bias.
+    fn vector(&self, name: &str) -> Result<(VectorType, wgpu::BufferBinding<'a>)> {
+        let tensor = self.tensor(name)?;
+        let weights: &'a ShardBuffers = self.weights;
+        let mut pieces = weights.pieces(tensor)?;
+        match pieces.pop() {
+            Some(piece) if pieces.is_empty() => Ok((vector_type(tensor)?, piece.values)),
+            _ => Err(EngineError::UnsupportedModel {
+                what: format!("number of pieces of {name}"),
+                got: tensor.pieces.len().to_string(),
+                expected: "one",
+            }),
+        }
+    }
+
+    fn embedding(&mut self) -> Result<Vec<Step>> {
+        let (weights, buffers) = (self.weights, self.buffers);
+        let tensor = self.tensor(EMBEDDING)?;
+        let mut steps = Vec::new();
+        for piece in weights.pieces(tensor)? {
+            let kernel = Kernel::Embedding(piece.weight);
+            let params = self.piece_params(&piece, piece.cols);
+            let mut bindings = vec![
+                ("params", params.as_entire_buffer_binding()),
+                ("state", buffers.state.as_entire_buffer_binding()),
+                ("tokens", buffers.tokens.as_entire_buffer_binding()),
+                ("values", piece.values.clone()),
+                ("y", buffers.hidden.as_entire_buffer_binding()),
+            ];
+            bindings.extend(piece.scales.clone().map(|scales| ("scales", scales)));
+            steps.push(Step {
+                pipeline: self.pipelines.pipeline(kernel),
+                few: None,
+                bind_group: self.pipelines.bind(kernel, &bindings),
+                grid: Grid::Tokens((piece.cols / 4).div_ceil(ELEMENT_THREADS)),
+            });
+        }
+        Ok(steps)
+    }
+
+    fn norm(&mut self, name: &str, last_only: bool) -> Result<Step> {
+        let buffers = self.buffers;
+        let params = self.row_params(self.setup.config().hidden_dim, last_only);
+        let (kind, vector) = self.vector(name)?;
+        let kernel = Kernel::RmsNorm(kind);
+        let bindings = [
+            ("params", params.as_entire_buffer_binding()),
+            ("state", buffers.state.as_entire_buffer_binding()),
+            ("x", buffers.hidden.as_entire_buffer_binding()),
+            ("y", buffers.normed.as_entire_buffer_binding()),
+            ("vector", vector),
+        ];
+        Ok(Step {
+            pipeline: self.pipelines.pipeline(kernel),
+            few: None,
+            bind_group: self.pipelines.bind(kernel, &bindings),
+            grid: if last_only {
+                Grid::Once(1)
+            } else {
+                Grid::Tokens(1)
+            },
+        })
+    }
+
+    /// The pieces of one weight matrix against the tokens in flight.
+    fn linear(
+        &mut self,
+        name: &str,
+        bias: Option<&str>,
+        product: &Product<'_>,
+    ) -> Result<Vec<Step>> {
+        let (weights, buffers) = (self.weights, self.buffers);
+        let tensor = self.tensor(name)?;
+        let bias = bias.map(|name| self.vector(name)).transpose()?;
+        let kind = bias.as_ref().map(|(kind, _)| *kind);
+        let add = product.add;
+        let mut steps = Vec::new();
+        for piece in weights.pieces(tensor)? {
+            let weight = piece.weight;
+            let matmul = Kernel::Matmul {
+                weight,
+                bias: kind,
+                add,
+            };
+            let matvec = Kernel::Matvec {
+                weight,
+                bias: kind,
+                add,
+            };
+            let workgroups = piece.rows.div_ceil(MATVEC_ROWS);
+            if workgroups > MAX_WORKGROUPS {
+                return Err(EngineError::UnsupportedModel {
+                    what: format!("rows in a piece of {name}"),
+                    got: piece.rows.to_string(),
+                    expected: "at most 1,048,560",
+                });
+            }
+            let params = self.piece_params(&piece, tensor.rows);
+            let mut bindings = vec![
+                ("params", params.as_entire_buffer_binding()),
+                ("state", buffers.state.as_entire_buffer_binding()),
+                ("x", product.x.as_entire_buffer_binding()),
+                ("values", piece.values.clone()),
+                ("y", product.y.as_entire_buffer_binding()),
+            ];
+            bindings.extend(piece.scales.clone().map(|scales| ("scales", scales)));
+            bindings.extend(bias.clone().map(|(_, vector)| ("vector", vector)));
+            let bind_group = self.pipelines.bind(matvec, &bindings);
+            steps.push(if product.once {
+                Step {
+                    pipeline: self.pipelines.pipeline(matvec),
+                    few: None,
+                    bind_group,
+                    grid: Grid::Once(workgroups),
+                }
+            } else {
+                Step {
+                    pipeline: self.pipelines.pipeline(matmul),
+                    few: Some(self.pipelines.pipeline(matvec)),
+                    bind_group,
+                    grid: Grid::Linear { rows: piece.rows },
+                }
+            });
+        }
+        Ok(steps)
+    }
+
+    fn layer(&mut self, layer: u32, cache: &LayerCache) -> Result<LayerSteps> {
+        let buffers = self.buffers;
+        let config = self.setup.config().clone();
+        let name = |part: &str| layer_tensor(layer, part);
+        let into = |x, y| Product {
+            x,
+            y,
+            add: false,
+            once: false,
+        };
+
+        let mut before = vec![self.norm(&name("input_layernorm.weight"), false)?];
+        for (part, y) in [
+            ("q_proj", &buffers.q),
+            ("k_proj", &buffers.k),
+            ("v_proj", &buffers.v),
+        ] {
+            let bias = config
+                .qkv_bias
+                .then(|| name(&format!("self_attn.{part}.bias")));
+            let weight = name(&format!("self_attn.{part}.weight"));
+            before.extend(self.linear(&weight, bias.as_deref(), &into(&buffers.normed, y))?);
+        }
+
+        let mut after = self.linear(
+            &name("self_attn.o_proj.weight"),
+            None,
+            &Product {
+                x: &buffers.attended,
+                y: &buffers.hidden,
+                add: true,
+                once: false,
+            },
+        )?;
+        after.push(self.norm(&name("post_attention_layernorm.weight"), false)?);
+        after.extend(self.linear(
+            &name("mlp.gate_proj.weight"),
+            None,
+            &into(&buffers.normed, &buffers.gate),
+        )?);
+        after.extend(self.linear(
+            &name("mlp.up_proj.weight"),
+            None,
+            &into(&buffers.normed, &buffers.up),
+        )?);
+        let params = self.row_params(config.ffn_dim, false);
+        after.push(self.step(
+            Kernel::Swiglu,
+            Grid::Tokens((config.ffn_dim / 4).div_ceil(ELEMENT_THREADS)),
+            &[
+                ("params", &params),
+                ("state", &buffers.state),
+                ("gate", &buffers.gate),
+                ("up", &buffers.up),
+            ],
+        ));
+        after.extend(self.linear(
+            &name("mlp.down_proj.weight"),
+            None,
+            &Product {
+                x: &buffers.gate,
+                y: &buffers.hidden,
+                add: true,
+                once: false,
+            },
+        )?);
+
+        let hidden = u64::from(config.hidden_dim);
+        let attention = u64::from(config.q_dim()) * 2 + u64::from(config.kv_dim()) * 2;
+        let weights = hidden * (attention + 3 * u64::from(config.ffn_dim));
+        let (prefill, decode) = (self.attend_prefill(cache), self.attend_decode(cache));
+        Ok(LayerSteps {
+            before,
+            prefill,
+            decode,
+            after,
+            weights,
+        })
+    }
+
+    fn rope(
+        &mut self,
+        target: KvTarget,
+        cache: &LayerCache,
+        k_out: &wgpu::Buffer,
+        v_out: &wgpu::Buffer,
+    ) -> Step {
+        let buffers = self.buffers;
+        let shape = self.setup.heads();
+        let units = (shape.heads + 2 * shape.kv_heads) * (shape.head_dim / 4);
+        self.step(
+            Kernel::Rope(target),
+            Grid::Tokens(units.div_ceil(ELEMENT_THREADS)),
+            &[
+                ("state", &buffers.state),
+                ("q", &buffers.q),
+                ("k", &buffers.k),
+                ("v", &buffers.v),
+                ("table", &buffers.rope),
+                ("k_out", k_out),
+                ("v_out", v_out),
+                ("spans", &cache.spans),
+            ],
+        )
+    }
+
+    /// Into the chunk scratch, attention over ring and chunk, then the commit.
+    fn attend_prefill(&mut self, cache: &LayerCache) -> Vec<Step> {
+        let buffers = self.buffers;
+        let shape = self.setup.heads();
+        let rope = self.rope(KvTarget::Chunk, cache, &buffers.k_chunk, &buffers.v_chunk);
+        let attention = self.step(
+            Kernel::AttentionPrefill,
+            Grid::Attention {
+                gqa_group: shape.gqa_group(),
+                kv_heads: shape.kv_heads,
+            },
+            &[
+                ("state", &buffers.state),
+                ("q", &buffers.q),
+                ("k_ring", &cache.k),
+                ("v_ring", &cache.v),
+                ("k_chunk", &buffers.k_chunk),
+                ("v_chunk", &buffers.v_chunk),
+                ("spans", &cache.spans),
+                ("y", &buffers.attended),
+            ],
+        );
+        let commit = self.step(
+            Kernel::KvCommit,
+            Grid::Tokens((shape.kv_heads * shape.head_dim / 4).div_ceil(ELEMENT_THREADS)),
+            &[
+                ("state", &buffers.state),
+                ("spans", &cache.spans),
+                ("k_chunk", &buffers.k_chunk),
+                ("v_chunk", &buffers.v_chunk),
+                ("k_ring", &cache.k),
+                ("v_ring", &cache.v),
+            ],
+        );
+        vec![rope, attention, commit]
+    }
+
+    /// Straight into the ring, attention over it in parts, and their joining.
+    fn attend_decode(&mut self, cache: &LayerCache) -> Vec<Step> {
+        let buffers = self.buffers;
+        let shape = self.setup.heads();
+        let rope = self.rope(KvTarget::Ring, cache, &cache.k, &cache.v);
+        let attention = self.step(
+            Kernel::AttentionDecode,
+            Grid::Once(cache.item_count),
+            &[
+                ("state", &buffers.state),
+                ("q", &buffers.q),
+                ("k_ring", &cache.k),
+                ("v_ring", &cache.v),
+                ("spans", &cache.spans),
+                ("items", &cache.items),
+                ("partials", &buffers.partials),
+            ],
+        );
+        let merge = self.step(
+            Kernel::MergeLse,
+            Grid::Once(shape.heads),
+            &[
+                ("partials", &buffers.partials),
+                ("heads", &cache.parts),
+                ("y", &buffers.attended),
+            ],
+        );
+        vec![rope, attention, merge]
+    }
+
+    fn logits(&mut self) -> Result<Vec<Step>> {
+        let buffers = self.buffers;
+        let mut steps = vec![self.norm(FINAL_NORM, true)?];
+        steps.extend(self.linear(
+            self.setup.config().lm_head(),
+            None,
+            &Product {
+                x: &buffers.normed,
+                y: &buffers.logits,
+                add: false,
+                once: true,
+            },
+        )?);
+        Ok(steps)
+    }
+
+    fn argmax(&mut self) -> Step {
+        let buffers = self.buffers;
+        let params = self.row_params(self.setup.config().vocab_size, false);
+        self.step(
+            Kernel::Argmax,
+            Grid::Once(1),
+            &[
+                ("params", &params),
+                ("state", &buffers.state),
+                ("logits", &buffers.logits),
+                ("tokens", &buffers.tokens),
+                ("ids", &buffers.ids),
+            ],
+        )
+    }
+}
