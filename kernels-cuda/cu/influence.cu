@@ -1,7 +1,7 @@
 // What every window costs: the joint influence curves of a layer, in one pass over the causal half.
 //
 // q, grad_out: [heads, len, HEAD_DIM]   k, v: [kv_heads, len, HEAD_DIM], all 16-bit, through tensor maps
-// row_dot: [heads, len] f32, D = rowsum(grad_out * out)
+// row_dot: [heads, rows] f32, D = rowsum(grad_out * out); rows = len rounded up to a multiple of 64
 // partials: [kv_heads of this launch][slot][warp of 4][bin] float4, see partial_offset
 // curves: [kv_heads][3][bins] f64 (identity, absolute value, square), added to by influence_reduce
 //
@@ -30,12 +30,6 @@ enum Part { UPPER, LOWER, ALL };
 
 // What one thread has kept of one row; `shift` is the largest logit times log2(e), what mass and gradient are scaled by.
 struct Kept { float shift, mass, grad; };
-
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 // Takes the elements of half H (row l/4 + 8H of warp W) on one side of the cut; `first` and `second` say whether
 // the two elements in the column group that the cut passes through are on this side.
@@ -254,7 +248,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS * 128 + 32, 1) influence(
         u32 row = tile * TILE_ROWS + quarter * 16u + (lane & 1u) * 8u + lane / 4u;
         u32 head = kv_head * group + slot % group;
         place.live = row < len;
-        if (place.live) place.dot = row_dot[(u64)head * len + row];
+        if (place.live) place.dot = row_dot[(u64)head * ((len + 63u) & ~63u) + row];
         place.bins = partials + 4u * (partial_offset(kv_index, slot, first_slot, end_slot, group) + (u64)quarter * (tile + 1u));
         barrier_wait(barriers, 0);
     }
@@ -275,18 +269,12 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS * 128 + 32, 1) influence(
         u64 k_tile = tile_descriptor(stages + stage * 2u * OPERAND_BYTES);
         u64 v_tile = tile_descriptor(stages + stage * 2u * OPERAND_BYTES + OPERAND_BYTES);
         wgmma_fence();
-#pragma unroll
-        for (u32 i = 0; i < STEPS; ++i) {
-            u64 at = i / 4u * (TILE_BYTES >> 4) + i % 4u * 2u;
-            wgmma_64x64x16(scores, q_tile + at, k_tile + at, i > 0u);
-        }
-#pragma unroll
-        for (u32 i = 0; i < STEPS; ++i) {
-            u64 at = i / 4u * (TILE_BYTES >> 4) + i % 4u * 2u;
-            wgmma_64x64x16(grads, grad_tile + at, v_tile + at, i > 0u);
-        }
+        multiply_channels<STEPS>(scores, q_tile, k_tile);
+        multiply_channels<STEPS>(grads, grad_tile, v_tile);
         wgmma_commit();
-        wgmma_wait(scores, grads);
+        wgmma_wait();
+        wgmma_written(scores);
+        wgmma_written(grads);
         if (lane == 0u) barrier_arrive(empty);
         // A block's warps w, w + 4, ... share a scheduler, so each scheduler runs one of these four.
         if (quarter == 0u) visit<0>(upper, lower, scores, grads, place, key_tile);

@@ -13,7 +13,12 @@
 mod twin;
 
 use half::bf16;
-use moa_kernels::{Buffer, Gpu, Influence, InfluenceInputs, InfluenceShape};
+use moa_kernels::{
+    Attention, AttentionGradients, AttentionShape, Buffer, Gpu, Influence, InfluenceInputs,
+    InfluenceShape, Layout,
+};
+use moa_mask::HeadMask;
+use moa_mask::density::{attention_density, kv_density};
 use twin::{Layer, Random};
 
 /// Rate that the floors are counted with: a bf16 product of 8192^3 on an H100 (cuBLAS).
@@ -39,9 +44,7 @@ fn main() {
     println!(
         "influence, bf16, one layer, B=1; floor: 2 products over the causal half at {TFLOPS} TFLOP/s"
     );
-    println!(
-        "| heads | KV | D | S | ms median | min | floor ms | TFLOP/s | workspace MiB | input MiB |"
-    );
+    println!("| heads | KV | D | S | ms | floor ms | TFLOP/s | workspace MiB | input MiB |");
     println!("|---|---|---|---|---|---|---|---|---|---|");
     for (heads, kv_heads, head_dim, len) in [
         (32, 32, 128, 2048),
@@ -62,9 +65,122 @@ fn main() {
             len,
             head_dim,
             sink: 64,
+            layout: Layout::HeadsFirst,
         };
         time(&gpu, shape);
     }
+    println!("attention, bf16, one layer, B=1, sink 64; visible: work counted by visible pairs");
+    println!(
+        "| heads | KV | D | S | kv_density | attention_density | forward ms | TFLOP/s visible | backward ms | TFLOP/s visible |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    for len in [8192, 32768] {
+        for kv_heads in [32, 8] {
+            for density in [1.0, 0.5, 0.25] {
+                time_attention(&gpu, kv_heads, len, density);
+            }
+        }
+    }
+}
+
+/// Spans from half to one and a half of the density, head by head; a sink of 64.
+fn ragged(kv_heads: u32, len: u32, density: f64) -> Vec<HeadMask> {
+    (0..kv_heads)
+        .map(|head| {
+            if density >= 1.0 {
+                return HeadMask::DENSE;
+            }
+            let part = density * (0.5 + f64::from(head) / f64::from(kv_heads - 1));
+            let span = (part * f64::from(len) / 64.0).round() as u32 * 64;
+            HeadMask::from_span(span, 64)
+        })
+        .collect()
+}
+
+fn median(gpu: &Gpu, repeats: usize, mut work: impl FnMut(usize)) -> f32 {
+    let mut times: Vec<f32> = (0..repeats + 2)
+        .map(|i| {
+            gpu.time_ms(|| {
+                work(i);
+                Ok(())
+            })
+            .unwrap()
+        })
+        .skip(2)
+        .collect();
+    times.sort_by(f32::total_cmp);
+    times[times.len() / 2]
+}
+
+fn time_attention(gpu: &Gpu, kv_heads: u32, len: u32, density: f64) {
+    let shape = AttentionShape {
+        heads: 32,
+        kv_heads,
+        q_len: len,
+        q_start: 0,
+        head_dim: 128,
+        layout: Layout::HeadsFirst,
+    };
+    let masks = ragged(kv_heads, len, density);
+    let attention = Attention::new::<bf16>(gpu, shape, &masks).unwrap();
+    let (rows, kv_rows) = ((32 * len * 128) as usize, (kv_heads * len * 128) as usize);
+    let inputs: Vec<Inputs> = (0..2u64)
+        .map(|set| Inputs {
+            q: random(gpu, rows, 1.0, 4 * set),
+            k: random(gpu, kv_rows, 1.0, 4 * set + 1),
+            v: random(gpu, kv_rows, 1.0, 4 * set + 2),
+            grad_out: random(gpu, rows, 1.0, 4 * set + 3),
+        })
+        .collect();
+    let scale = 1.0 / 128f32.sqrt();
+    let mut out = gpu.zeros::<bf16>(rows).unwrap();
+    let mut lse = gpu.zeros::<f32>(shape.row_values()).unwrap();
+    let mut row_dot = gpu.zeros::<f32>(shape.row_values()).unwrap();
+    let (mut q, mut k, mut v) = (
+        gpu.zeros::<bf16>(rows).unwrap(),
+        gpu.zeros::<bf16>(kv_rows).unwrap(),
+        gpu.zeros::<bf16>(kv_rows).unwrap(),
+    );
+    let repeats = if len > 8192 { 7 } else { 21 };
+    let forward = median(gpu, repeats, |i| {
+        let set = &inputs[i % 2];
+        attention
+            .forward(gpu, &set.q, &set.k, &set.v, scale, &mut out, &mut lse)
+            .unwrap();
+    });
+    // lse and D of the last forward's inputs serve both sets: the time does not depend on values.
+    let backward = median(gpu, repeats, |i| {
+        let set = &inputs[i % 2];
+        attention
+            .row_dot(gpu, &out, &set.grad_out, &mut row_dot)
+            .unwrap();
+        let gradients = AttentionGradients {
+            q: &mut q,
+            k: &mut k,
+            v: &mut v,
+        };
+        attention
+            .backward(
+                gpu,
+                &set.q,
+                &set.k,
+                &set.v,
+                &set.grad_out,
+                &lse,
+                &row_dot,
+                scale,
+                gradients,
+            )
+            .unwrap();
+    });
+    let share = attention_density(masks.iter().copied(), len);
+    let pairs = f64::from(len) * f64::from(len + 1) / 2.0 * 32.0 * share;
+    println!(
+        "| 32 | {kv_heads} | 128 | {len} | {:.3} | {share:.3} | {forward:.3} | {:.0} | {backward:.3} | {:.0} |",
+        kv_density(masks.iter().copied(), len),
+        pairs * 4.0 * 128.0 / f64::from(forward) / 1e9,
+        pairs * 10.0 * 128.0 / f64::from(backward) / 1e9,
+    );
 }
 
 fn check(gpu: &Gpu) {
@@ -74,6 +190,7 @@ fn check(gpu: &Gpu) {
         len: 2048,
         head_dim: 128,
         sink: 64,
+        layout: Layout::HeadsFirst,
     };
     let layer = Layer::<bf16>::random(shape, 1.0, 1);
     let mut curves = gpu.zeros::<f64>(shape.curve_values()).unwrap();
@@ -83,7 +200,7 @@ fn check(gpu: &Gpu) {
         k: &gpu.upload(&layer.k).unwrap(),
         v: &gpu.upload(&layer.v).unwrap(),
         grad_out: &gpu.upload(&layer.grad_out).unwrap(),
-        row_dot: &gpu.upload(&layer.row_dot).unwrap(),
+        row_dot: &gpu.upload(&layer.padded_row_dot()).unwrap(),
         softmax_scale: layer.softmax_scale,
     };
     kernel.add(gpu, &inputs, &mut curves).unwrap();
@@ -131,7 +248,9 @@ fn time(gpu: &Gpu, shape: InfluenceShape) {
             grad_out: random(gpu, rows * dim, 0.1, 4 * set + 3),
         })
         .collect();
-    let row_dot = gpu.zeros::<f32>(rows).unwrap();
+    let row_dot = gpu
+        .zeros::<f32>((shape.heads * shape.rows()) as usize)
+        .unwrap();
     let mut curves = gpu.zeros::<f64>(shape.curve_values()).unwrap();
     let workspace = (48 << 20).max(input_bytes / 8);
     let mut kernel = Influence::new::<bf16>(gpu, shape, workspace).unwrap();
@@ -140,32 +259,26 @@ fn time(gpu: &Gpu, shape: InfluenceShape) {
         * 4.0
         * f64::from(shape.head_dim);
     let repeats = ((2e15 / work) as usize).clamp(3, 40);
-    let mut times: Vec<f32> = (0..repeats + 2)
-        .map(|i| {
-            let set = &inputs[i % inputs.len()];
-            let read = InfluenceInputs {
-                q: &set.q,
-                k: &set.k,
-                v: &set.v,
-                grad_out: &set.grad_out,
-                row_dot: &row_dot,
-                softmax_scale: 1.0 / (shape.head_dim as f32).sqrt(),
-            };
-            gpu.time_ms(|| kernel.add(gpu, &read, &mut curves)).unwrap()
-        })
-        .skip(2)
-        .collect();
-    times.sort_by(f32::total_cmp);
-    let median = times[times.len() / 2];
+    let times = median(gpu, repeats, |i| {
+        let set = &inputs[i % inputs.len()];
+        let read = InfluenceInputs {
+            q: &set.q,
+            k: &set.k,
+            v: &set.v,
+            grad_out: &set.grad_out,
+            row_dot: &row_dot,
+            softmax_scale: 1.0 / (shape.head_dim as f32).sqrt(),
+        };
+        kernel.add(gpu, &read, &mut curves).unwrap();
+    });
     println!(
-        "| {} | {} | {} | {} | {median:.3} | {:.3} | {:.3} | {:.0} | {:.1} | {:.0} |",
+        "| {} | {} | {} | {} | {times:.3} | {:.3} | {:.0} | {:.1} | {:.0} |",
         shape.heads,
         shape.kv_heads,
         shape.head_dim,
         shape.len,
-        times[0],
         work / TFLOPS / 1e9,
-        work / f64::from(median) / 1e9,
+        work / f64::from(times) / 1e9,
         kernel.workspace_bytes() as f64 / (1 << 20) as f64,
         input_bytes as f64 / (1 << 20) as f64,
     );

@@ -2,9 +2,13 @@
 
 use cudarc::driver::CudaFunction;
 
-use crate::launch::{self, InfluenceLaunch};
-use crate::source::{INFLUENCE_CONSUMERS, Kernel, KernelConfig, operand_bytes, stages};
+use crate::extent::{Extent, Layout, check_len};
+use crate::launch::{self, Arg, Grid};
+use crate::source::{Kernel, KernelConfig, operand_bytes, stages};
 use crate::{Buffer, CudaError, Element, Gpu, Result};
+
+/// Warpgroups of a block, each with a tile of rows.
+const INFLUENCE_CONSUMERS: u32 = Kernel::Influence.consumers();
 
 /// Rows of a query tile and keys of a key tile; spans are profiled in steps of this many tokens.
 const TILE: u32 = 64;
@@ -22,37 +26,35 @@ pub struct InfluenceShape {
     pub head_dim: u32,
     /// Sink tokens: a multiple of 64.
     pub sink: u32,
+    /// How q, k, v and `grad_out` lie in memory.
+    pub layout: Layout,
 }
 
 impl InfluenceShape {
+    fn extent(&self, heads: u32) -> Extent {
+        Extent {
+            heads,
+            len: self.len,
+            head_dim: self.head_dim,
+            layout: self.layout,
+        }
+    }
+
     fn check(&self) -> Result<()> {
-        let shape = |what, expected, got: u32| {
-            Err(CudaError::Shape {
-                what,
-                expected,
-                got: got as usize,
-            })
-        };
-        if self.kv_heads == 0 || self.heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
-            return shape("heads", "a multiple of kv_heads, at least 1", self.heads);
-        }
-        if self.kv_heads > 65_535 {
-            return shape("kv_heads", "at most 65535", self.kv_heads);
-        }
-        if self.head_dim == 0 || self.head_dim > 128 || !self.head_dim.is_multiple_of(16) {
-            return shape("head_dim", "a multiple of 16, at most 128", self.head_dim);
-        }
-        if self.len == 0 || self.len > 1 << 20 {
-            return shape("len", "1 to 1048576", self.len);
-        }
+        self.extent(self.heads).check(self.kv_heads)?;
         if !self.sink.is_multiple_of(TILE) || self.sink > 1 << 20 {
-            return shape("sink", "a multiple of 64", self.sink);
-        }
-        let slots = u64::from(self.gqa_group()) * u64::from(self.bins());
-        if slots > 1 << 30 {
-            return shape("heads", "fewer heads in a group", self.heads);
+            return Err(CudaError::Shape {
+                what: "sink",
+                expected: "a multiple of 64",
+                got: self.sink as usize,
+            });
         }
         Ok(())
+    }
+
+    /// Rows of `row_dot`: `len` rounded up to a multiple of 64.
+    pub fn rows(&self) -> u32 {
+        self.len.next_multiple_of(TILE)
     }
 
     /// Query heads that share one KV head.
@@ -78,7 +80,7 @@ impl InfluenceShape {
     }
 }
 
-/// What the kernel reads; tensors are contiguous.
+/// What the kernel reads; dimensions are written for [`Layout::HeadsFirst`].
 #[derive(Debug, Clone, Copy)]
 pub struct InfluenceInputs<'a, T> {
     /// Queries after RoPE, `[heads, len, head_dim]`.
@@ -89,7 +91,7 @@ pub struct InfluenceInputs<'a, T> {
     pub v: &'a Buffer<T>,
     /// Gradient of the loss in the attention's output, `[heads, len, head_dim]`.
     pub grad_out: &'a Buffer<T>,
-    /// D, the row sums of `grad_out * out`, `[heads, len]`: of the plan's own output where a plan is profiled.
+    /// D, the row sums of `grad_out * out`, `[heads, rows]`: of the plan's own output where a plan is profiled.
     pub row_dot: &'a Buffer<f32>,
     /// What logits are multiplied by; positive.
     pub softmax_scale: f32,
@@ -169,58 +171,77 @@ impl Influence {
         curves: &mut Buffer<f64>,
     ) -> Result<()> {
         let shape = self.shape;
-        let rows = shape.heads as usize * shape.len as usize;
-        let kv_rows = shape.kv_heads as usize * shape.len as usize;
-        let head_dim = shape.head_dim as usize;
-        for (what, expected, got) in [
-            ("q", rows * head_dim, inputs.q.len()),
-            ("k", kv_rows * head_dim, inputs.k.len()),
-            ("v", kv_rows * head_dim, inputs.v.len()),
-            ("grad_out", rows * head_dim, inputs.grad_out.len()),
-            ("row_dot", rows, inputs.row_dot.len()),
-            ("curves", shape.curve_values(), curves.len()),
-        ] {
-            if expected != got {
-                return Err(CudaError::Length {
-                    what,
-                    expected,
-                    got,
-                });
-            }
-        }
+        let (queries, keys) = (shape.extent(shape.heads), shape.extent(shape.kv_heads));
+        check_len("q", queries.elements(), inputs.q.len())?;
+        check_len("k", keys.elements(), inputs.k.len())?;
+        check_len("v", keys.elements(), inputs.v.len())?;
+        check_len("grad_out", queries.elements(), inputs.grad_out.len())?;
+        check_len("row_dot", queries.row_values(), inputs.row_dot.len())?;
+        check_len("curves", shape.curve_values(), curves.len())?;
         if T::TYPE != self.config.element {
             return Err(CudaError::Shape {
-                what: "bytes of an element",
-                expected: "the type that the kernel was made for",
+                what: "type of the elements",
+                expected: "the one that the kernel was made for",
                 got: size_of::<T>(),
             });
         }
+        let stream = gpu.stream();
+        let maps = [
+            launch::tile_map(stream, inputs.q, queries)?,
+            launch::tile_map(stream, inputs.k, keys)?,
+            launch::tile_map(stream, inputs.v, keys)?,
+            launch::tile_map(stream, inputs.grad_out, queries)?,
+        ];
+        let (group, sink_tiles) = (shape.gqa_group(), shape.sink / TILE);
         for &part in &self.parts {
-            InfluenceLaunch {
-                influence: &self.influence,
-                reduce: &self.reduce,
-                element: T::TYPE,
-                q: inputs.q,
-                k: inputs.k,
-                v: inputs.v,
-                grad_out: inputs.grad_out,
-                row_dot: inputs.row_dot,
-                partials: &mut self.workspace,
-                curves,
-                heads: shape.heads,
-                kv_heads: shape.kv_heads,
-                len: shape.len,
-                head_dim: shape.head_dim,
-                sink_tiles: shape.sink / TILE,
-                first_kv_head: part.first_kv_head,
-                launch_kv_heads: part.kv_heads,
-                first_slot: part.first_slot,
-                end_slot: part.end_slot,
-                consumers: INFLUENCE_CONSUMERS,
-                shared_bytes: shared_bytes(shape.head_dim),
-                scale: inputs.softmax_scale * std::f32::consts::LOG2_E,
-            }
-            .run(gpu.stream())?;
+            launch::launch(
+                stream,
+                &self.influence,
+                "launching influence",
+                Grid {
+                    blocks: (
+                        (part.end_slot - part.first_slot).div_ceil(INFLUENCE_CONSUMERS),
+                        part.kv_heads,
+                    ),
+                    threads: INFLUENCE_CONSUMERS * 128 + 32,
+                    shared_bytes: shared_bytes(shape.head_dim),
+                },
+                &[
+                    Arg::Map(maps[0]),
+                    Arg::Map(maps[1]),
+                    Arg::Map(maps[2]),
+                    Arg::Map(maps[3]),
+                    Arg::read(stream, inputs.row_dot),
+                    Arg::write(stream, &mut self.workspace),
+                    Arg::U32(shape.len),
+                    Arg::U32(group),
+                    Arg::U32(sink_tiles),
+                    Arg::U32(part.first_kv_head),
+                    Arg::U32(part.first_slot),
+                    Arg::U32(part.end_slot),
+                    Arg::F32(inputs.softmax_scale * std::f32::consts::LOG2_E),
+                ],
+            )?;
+            launch::launch(
+                stream,
+                &self.reduce,
+                "launching influence_reduce",
+                Grid {
+                    blocks: (shape.bins().div_ceil(32), part.kv_heads),
+                    threads: 256,
+                    shared_bytes: 0,
+                },
+                &[
+                    Arg::read(stream, &self.workspace),
+                    Arg::write(stream, curves),
+                    Arg::U32(shape.bins()),
+                    Arg::U32(group),
+                    Arg::U32(sink_tiles),
+                    Arg::U32(part.first_kv_head),
+                    Arg::U32(part.first_slot),
+                    Arg::U32(part.end_slot),
+                ],
+            )?;
         }
         Ok(())
     }
@@ -294,6 +315,7 @@ mod tests {
             len,
             head_dim: 128,
             sink: 64,
+            layout: Layout::HeadsFirst,
         }
     }
 

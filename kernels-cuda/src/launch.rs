@@ -6,19 +6,21 @@
 #![expect(unsafe_code, reason = "the border to the driver and to NVRTC")]
 
 use std::ffi::{CStr, CString, c_int};
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{
     self as cuda, CUdevice_attribute, CUfunction_attribute_enum, CUtensorMap,
 };
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
-    DriverError, LaunchConfig, PushKernelArg,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut,
+    DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
 };
 use cudarc::nvrtc::{Ptx, result as nvrtc, sys as nvrtc_sys};
 
+use crate::extent::Extent;
 use crate::source::ElementType;
-use crate::{CudaError, DeviceInfo, Result};
+use crate::{CudaError, DeviceInfo, Element, Result};
 
 /// Calls were written against this version of the driver's interface.
 const NEEDED_DRIVER: (u32, u32) = (13, 0);
@@ -201,23 +203,20 @@ pub(crate) fn function(
 /// A tensor map as a kernel's parameter.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Map(CUtensorMap);
+pub(crate) struct Map(CUtensorMap);
 
 // SAFETY: plain bytes of the size and alignment that the kernels' TensorMap has at least.
 unsafe impl DeviceRepr for Map {}
 
-/// Tiles of 64 rows by 64 channels of a contiguous `[heads, len, head_dim]` tensor; what lies outside reads as zero.
-fn tile_map<T>(
+/// Tiles of 64 rows by 64 channels of a tensor of `extent`; what lies outside reads as zero. The caller has checked that
+/// `tensor` has as many elements as `extent` says.
+pub(crate) fn tile_map<T: Element>(
     stream: &Arc<CudaStream>,
     tensor: &CudaSlice<T>,
-    element: ElementType,
-    heads: u32,
-    len: u32,
-    head_dim: u32,
+    extent: Extent,
 ) -> Result<Map> {
-    let row_bytes = u64::from(head_dim) * 2;
-    let dims = [u64::from(head_dim), u64::from(len), u64::from(heads)];
-    let strides = [row_bytes, row_bytes * u64::from(len)];
+    let dims = [extent.head_dim, extent.len, extent.heads].map(u64::from);
+    let strides = [extent.row_stride(), extent.head_stride()].map(|stride| u64::from(stride) * 2);
     let mut map = CUtensorMap { opaque: [0; 16] };
     let (address, _guard) = tensor.device_ptr(stream);
     // SAFETY: the arrays have the lengths that rank 3 asks for; the address is only stored. The map is used in launches that are
@@ -225,7 +224,7 @@ fn tile_map<T>(
     unsafe {
         cuda::cuTensorMapEncodeTiled(
             &raw mut map,
-            match element {
+            match T::TYPE {
                 ElementType::F16 => cuda::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
                 ElementType::Bf16 => cuda::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             },
@@ -246,88 +245,60 @@ fn tile_map<T>(
     Ok(Map(map))
 }
 
-/// One launch of the influence kernels. The caller has checked that tensors have the sizes that `heads`, `kv_heads`, `len` and
-/// `head_dim` say, that `curves` has `kv_heads * 3 * bins` values, and that `partials` holds the bins of all slots.
-pub(crate) struct InfluenceLaunch<'a, T> {
-    pub(crate) influence: &'a CudaFunction,
-    pub(crate) reduce: &'a CudaFunction,
-    pub(crate) element: ElementType,
-    pub(crate) q: &'a CudaSlice<T>,
-    pub(crate) k: &'a CudaSlice<T>,
-    pub(crate) v: &'a CudaSlice<T>,
-    pub(crate) grad_out: &'a CudaSlice<T>,
-    pub(crate) row_dot: &'a CudaSlice<f32>,
-    pub(crate) partials: &'a mut CudaSlice<f32>,
-    pub(crate) curves: &'a mut CudaSlice<f64>,
-    pub(crate) heads: u32,
-    pub(crate) kv_heads: u32,
-    pub(crate) len: u32,
-    pub(crate) head_dim: u32,
-    pub(crate) sink_tiles: u32,
-    pub(crate) first_kv_head: u32,
-    pub(crate) launch_kv_heads: u32,
-    pub(crate) first_slot: u32,
-    pub(crate) end_slot: u32,
-    pub(crate) consumers: u32,
-    pub(crate) shared_bytes: u32,
-    /// `log2(e) * softmax_scale`.
-    pub(crate) scale: f32,
+/// A kernel's argument. Buffers stay borrowed until the launch.
+pub(crate) enum Arg<'a> {
+    Map(Map),
+    U32(u32),
+    F32(f32),
+    Pointer(cuda::CUdeviceptr, PhantomData<&'a ()>),
 }
 
-impl<T> InfluenceLaunch<'_, T> {
-    pub(crate) fn run(self, stream: &Arc<CudaStream>) -> Result<()> {
-        let map =
-            |tensor, heads| tile_map(stream, tensor, self.element, heads, self.len, self.head_dim);
-        let q = map(self.q, self.heads)?;
-        let k = map(self.k, self.kv_heads)?;
-        let v = map(self.v, self.kv_heads)?;
-        let grad_out = map(self.grad_out, self.heads)?;
-        let group = self.heads / self.kv_heads;
-        let bins = self.len.div_ceil(64);
-        let blocks = (self.end_slot - self.first_slot).div_ceil(self.consumers);
-        let mut launch = stream.launch_builder(self.influence);
-        launch
-            .arg(&q)
-            .arg(&k)
-            .arg(&v)
-            .arg(&grad_out)
-            .arg(self.row_dot)
-            .arg(&mut *self.partials)
-            .arg(&self.len)
-            .arg(&group)
-            .arg(&self.sink_tiles)
-            .arg(&self.first_kv_head)
-            .arg(&self.first_slot)
-            .arg(&self.end_slot)
-            .arg(&self.scale);
-        // SAFETY: arguments are those of `influence` in cu/influence.cu, in order; sizes were checked by the caller.
-        unsafe {
-            launch.launch(LaunchConfig {
-                grid_dim: (blocks, self.launch_kv_heads, 1),
-                block_dim: (self.consumers * 128 + 32, 1, 1),
-                shared_mem_bytes: self.shared_bytes,
-            })
-        }
-        .map_err(|e| error("launching influence", e))?;
-        let mut launch = stream.launch_builder(self.reduce);
-        launch
-            .arg(&*self.partials)
-            .arg(self.curves)
-            .arg(&bins)
-            .arg(&group)
-            .arg(&self.sink_tiles)
-            .arg(&self.first_kv_head)
-            .arg(&self.first_slot)
-            .arg(&self.end_slot);
-        // SAFETY: arguments are those of `influence_reduce` in cu/influence.cu, in order; sizes were checked by the caller.
-        unsafe {
-            launch.launch(LaunchConfig {
-                grid_dim: (bins.div_ceil(32), self.launch_kv_heads, 1),
-                block_dim: (256, 1, 1),
-                shared_mem_bytes: 0,
-            })
-        }
-        .map_err(|e| error("launching influence_reduce", e))?;
-        Ok(())
+impl<'a> Arg<'a> {
+    /// A buffer that the kernel reads.
+    pub(crate) fn read<T>(stream: &Arc<CudaStream>, buffer: &'a CudaSlice<T>) -> Self {
+        Self::Pointer(buffer.device_ptr(stream).0, PhantomData)
     }
+
+    /// A buffer that the kernel writes.
+    pub(crate) fn write<T>(stream: &Arc<CudaStream>, buffer: &'a mut CudaSlice<T>) -> Self {
+        Self::Pointer(buffer.device_ptr_mut(stream).0, PhantomData)
+    }
+}
+
+/// How many blocks and threads, and how much dynamic shared memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grid {
+    pub(crate) blocks: (u32, u32),
+    pub(crate) threads: u32,
+    pub(crate) shared_bytes: u32,
+}
+
+/// Launches `function`. The launchers beside this file, one a kernel, give arguments in the order and of the types of the kernel's
+/// signature, with buffers as large as the kernel's description says.
+pub(crate) fn launch(
+    stream: &Arc<CudaStream>,
+    function: &CudaFunction,
+    doing: &'static str,
+    grid: Grid,
+    args: &[Arg<'_>],
+) -> Result<()> {
+    let mut launch = stream.launch_builder(function);
+    for arg in args {
+        match arg {
+            Arg::Map(map) => launch.arg(map),
+            Arg::U32(value) => launch.arg(value),
+            Arg::F32(value) => launch.arg(value),
+            Arg::Pointer(address, _) => launch.arg(address),
+        };
+    }
+    // SAFETY: what this function's description asks of its callers; arguments live until the driver has copied them.
+    unsafe {
+        launch.launch(LaunchConfig {
+            grid_dim: (grid.blocks.0, grid.blocks.1, 1),
+            block_dim: (grid.threads, 1, 1),
+            shared_mem_bytes: grid.shared_bytes,
+        })
+    }
+    .map_err(|e| error(doing, e))?;
+    Ok(())
 }

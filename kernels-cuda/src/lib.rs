@@ -7,14 +7,18 @@
 //! It deliberately holds no model and no engine: [`engine`] says so, and every command of the compiler runs on the
 //! CPU. What is here are kernels that can be launched, tested against their twins and timed.
 
+mod attention;
 mod error;
+mod extent;
 mod gpu;
 mod influence;
 mod launch;
 mod probe;
 mod source;
 
+pub use attention::{Attention, AttentionGradients, AttentionShape};
 pub use error::{CudaError, Result};
+pub use extent::Layout;
 pub use gpu::{Buffer, Element, Gpu};
 pub use influence::{Influence, InfluenceInputs, InfluenceShape};
 pub use probe::{DeviceInfo, engine, probe};

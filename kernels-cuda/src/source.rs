@@ -28,42 +28,78 @@ pub enum Kernel {
     RmsNorm,
     /// Joint influence curves of a layer.
     Influence,
+    /// Attention of a run of queries under spans.
+    AttentionPrefill,
+    /// Gradients of masked attention.
+    AttentionBackward,
 }
 
-/// Warpgroups that share a stream of K and V tiles in the influence kernel.
-pub(crate) const INFLUENCE_CONSUMERS: u32 = 4;
+/// Warpgroups of 64 keys that share a stream of queries, and how many tiles of it are in flight.
+pub(crate) const KV_CONSUMERS: u32 = 2;
+pub(crate) const KV_STAGES: u32 = 3;
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: &[Self] = &[Self::RmsNorm, Self::Influence];
+    pub const ALL: &[Self] = &[
+        Self::RmsNorm,
+        Self::Influence,
+        Self::AttentionPrefill,
+        Self::AttentionBackward,
+    ];
 
     /// The stem that names the kernel in every language.
     pub const fn stem(self) -> &'static str {
         match self {
             Self::RmsNorm => "rms_norm",
             Self::Influence => "influence",
+            Self::AttentionPrefill => "attention_prefill",
+            Self::AttentionBackward => "attention_backward",
         }
     }
 
     /// Whether the kernel uses Hopper's instructions, and so runs on compute capability 9.0 alone.
     pub const fn needs_hopper(self) -> bool {
-        matches!(self, Self::Influence)
+        !matches!(self, Self::RmsNorm)
     }
 
     /// Prelude, configuration, shared pieces and source: what NVRTC compiles.
     pub fn assemble(self, config: KernelConfig) -> String {
         let hopper = include_str!("../cu/shared/hopper.cuh");
-        let (shared, body) = match self {
-            Self::RmsNorm => ("", include_str!("../cu/rms_norm.cu")),
-            Self::Influence => (hopper, include_str!("../cu/influence.cu")),
+        let visible = include_str!("../cu/shared/visible.cuh");
+        let pieces: &[&str] = match self {
+            Self::RmsNorm => &[include_str!("../cu/rms_norm.cu")],
+            Self::Influence => &[hopper, include_str!("../cu/influence.cu")],
+            Self::AttentionPrefill => {
+                &[hopper, visible, include_str!("../cu/attention_prefill.cu")]
+            }
+            Self::AttentionBackward => {
+                &[hopper, visible, include_str!("../cu/attention_backward.cu")]
+            }
         };
-        format!(
-            "{}#define HEAD_DIM {}u\n#define ELEMENT_BF16 {}\n#define CONSUMERS {INFLUENCE_CONSUMERS}u\n#define STAGES {}u\n{shared}{body}",
-            abi::cuda_prelude(),
-            config.head_dim,
-            u32::from(config.element == ElementType::Bf16),
-            stages(config.head_dim),
-        )
+        let defines = [
+            ("HEAD_DIM", config.head_dim),
+            (
+                "ELEMENT_BF16",
+                u32::from(config.element == ElementType::Bf16),
+            ),
+            ("CONSUMERS", self.consumers()),
+            ("STAGES", stages(config.head_dim)),
+            ("KV_CONSUMERS", KV_CONSUMERS),
+            ("KV_STAGES", KV_STAGES),
+        ];
+        let mut text = abi::cuda_prelude();
+        for (name, value) in defines {
+            text += &format!("#define {name} {value}u\n");
+        }
+        text + &pieces.concat()
+    }
+
+    /// Warpgroups that share a stream of tiles.
+    pub(crate) const fn consumers(self) -> u32 {
+        match self {
+            Self::Influence => 4,
+            _ => 3,
+        }
     }
 
     /// Options for NVRTC. No fast-math: approximations stand in the sources where they are meant.
@@ -99,18 +135,14 @@ mod tests {
             });
             assert!(text.starts_with("// Generated from mask/src/abi.rs"));
             assert!(text.contains("#define HEAD_DIM 64u"));
-            assert!(
-                text.contains(&format!("void {}(", kernel.stem()))
-                    || text.contains(&format!(") {}(", kernel.stem())),
-                "the entry point has the stem's name"
-            );
+            assert!(text.contains("extern \"C\" __global__ void"));
         }
     }
 
     #[test]
     fn tiles_fit_in_shared_memory() {
         for head_dim in [16, 32, 64, 96, 128] {
-            let operands = 2 * (INFLUENCE_CONSUMERS + stages(head_dim));
+            let operands = 2 * (Kernel::Influence.consumers() + stages(head_dim));
             assert!(operands * operand_bytes(head_dim) + 2048 <= 227 * 1024);
         }
     }

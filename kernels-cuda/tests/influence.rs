@@ -10,7 +10,7 @@
 mod twin;
 
 use half::{bf16, f16};
-use moa_kernels::{Gpu, Influence, InfluenceInputs, InfluenceShape};
+use moa_kernels::{Gpu, Influence, InfluenceInputs, InfluenceShape, Layout};
 use moa_reference::compare::{Comparison, Tolerance, compare};
 use twin::{Layer, Value};
 
@@ -26,12 +26,11 @@ fn on_device<T: Value>(gpu: &Gpu, layer: &Layer<T>, workspace_bytes: usize) -> V
     let poison = vec![f32::NAN; kernel.workspace_mut().len()];
     gpu.write(kernel.workspace_mut(), 0, &poison).unwrap();
     let mut curves = gpu.zeros::<f64>(layer.shape.curve_values()).unwrap();
-    let (q, k) = (gpu.upload(&layer.q).unwrap(), gpu.upload(&layer.k).unwrap());
-    let (v, grad_out) = (
-        gpu.upload(&layer.v).unwrap(),
-        gpu.upload(&layer.grad_out).unwrap(),
-    );
-    let row_dot = gpu.upload(&layer.row_dot).unwrap();
+    let upload = |tensor: &[T], heads| gpu.upload(&layer.laid_out(tensor, heads)).unwrap();
+    let (heads, kv_heads) = (layer.shape.heads, layer.shape.kv_heads);
+    let (q, k) = (upload(&layer.q, heads), upload(&layer.k, kv_heads));
+    let (v, grad_out) = (upload(&layer.v, kv_heads), upload(&layer.grad_out, heads));
+    let row_dot = gpu.upload(&layer.padded_row_dot()).unwrap();
     let inputs = InfluenceInputs {
         q: &q,
         k: &k,
@@ -91,6 +90,11 @@ fn shape(heads: u32, kv_heads: u32, len: u32, head_dim: u32, sink: u32) -> Influ
         len,
         head_dim,
         sink,
+        layout: if len.is_multiple_of(2) {
+            Layout::HeadsFirst
+        } else {
+            Layout::TokensFirst
+        },
     }
 }
 
@@ -220,4 +224,56 @@ fn long_rows() {
         WORKSPACE,
         PART,
     );
+}
+
+#[test]
+fn the_twin_here_is_the_shared_one() {
+    // moa_reference's is written by definition and too slow for long rows; this one is compared with it.
+    use moa_mask::{HeadMask, MaskGrid};
+    use moa_reference::attention_prefill::AttentionShape;
+    let layer = Layer::<bf16>::random(
+        InfluenceShape {
+            layout: Layout::TokensFirst,
+            ..shape(4, 2, 150, 16, 64)
+        },
+        2.0,
+        9,
+    );
+    let of = |tensor: &[bf16], heads| -> Vec<f32> {
+        let laid_out = layer.laid_out(tensor, heads);
+        laid_out.iter().map(|x| x.to_f32()).collect()
+    };
+    let expected = moa_reference::influence::influence(
+        AttentionShape {
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+        },
+        &of(&layer.q, 4),
+        &of(&layer.k, 2),
+        &of(&layer.v, 2),
+        &of(&layer.grad_out, 4),
+        &[HeadMask::DENSE; 2],
+        MaskGrid::new(64, 64).unwrap(),
+    );
+    let curves = layer.curves(0);
+    let bins = layer.shape.bins() as usize;
+    for (phi, expected) in [
+        expected.joint_signed,
+        expected.joint_abs,
+        expected.joint_square,
+    ]
+    .iter()
+    .enumerate()
+    {
+        let actual: Vec<f64> = curves
+            .chunks(bins)
+            .skip(phi)
+            .step_by(3)
+            .flatten()
+            .copied()
+            .collect();
+        // D is rounded to f32.
+        let _ = compare(&actual, expected, Tolerance::of_largest(1e-6, expected)).assert("twins");
+    }
 }

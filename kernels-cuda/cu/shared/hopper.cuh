@@ -7,6 +7,7 @@
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
+#define INFINITY __int_as_float(0x7F800000)
 #define TILE_ROWS 64u
 #define TILE_BYTES 8192u
 
@@ -77,7 +78,70 @@ __device__ __forceinline__ void wgmma_64x64x16(float (&d)[32], u64 a, u64 b, u32
         : ACC32(d) : "l"(a), "l"(b), "r"(add));
 }
 
-/// Waits for all products of this warpgroup; what they write is named, so that no read moves ahead.
-__device__ __forceinline__ void wgmma_wait(float (&d)[32], float (&e)[32]) {
-    asm volatile("wgmma.wait_group.sync.aligned 0;" : ACC32(d), ACC32(e) :: "memory");
+/// A tile as wgmma's second operand, transposed: its rows are what is summed over, 16 of them (2048 bytes) a product.
+__device__ __forceinline__ u64 transposed_descriptor(u32 tile) { return tile_descriptor(tile); }
+
+/// d[64 x 64] (+)= a[64 x 16] * b[16 x 64], a from registers, b 16 rows of a tile in shared memory.
+__device__ __forceinline__ void wgmma_64x64x16(float (&d)[32], const u32 (&a)[4], u64 b, u32 add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." WGMMA_TYPES " " ACC32_NAMES ", {%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}"
+        : ACC32(d) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
+/// Two values as one register, the first in the low half.
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 both;
+#if ELEMENT_BF16
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+#endif
+    return both;
+}
+
+/// A 64 x 64 product as the next one's first operand: four pieces of 16 columns.
+__device__ __forceinline__ void pack_tile(u32 (&a)[4][4], const float (&d)[32]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) a[i][j] = pack(d[8 * i + 2 * j], d[8 * i + 2 * j + 1]);
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/// Waits for all products of this warpgroup. What they write must then be named by wgmma_written before it is read.
+__device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_written(float (&d)[32]) { asm volatile("" : ACC32(d) :: "memory"); }
+
+/// Scores and their like: d = a b^T over all channels, both operands tiles with channels contiguous.
+template <u32 STEPS_OF_16>
+__device__ __forceinline__ void multiply_channels(float (&d)[32], u64 a, u64 b) {
+#pragma unroll
+    for (u32 i = 0; i < STEPS_OF_16; ++i) {
+        u64 at = i / 4u * (TILE_BYTES >> 4) + i % 4u * 2u;
+        wgmma_64x64x16(d, a + at, b + at, i > 0u);
+    }
+}
+
+/// d += a b: a 64 x 64 from registers, b one panel of a tile.
+__device__ __forceinline__ void multiply_rows(float (&d)[32], const u32 (&a)[4][4], u64 b) {
+#pragma unroll
+    for (u32 i = 0; i < 4u; ++i) wgmma_64x64x16(d, a[i], b + i * (2048u >> 4), 1u);
+}
+
+template <u32 REGISTERS>
+__device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(REGISTERS)); }
+template <u32 REGISTERS>
+__device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(REGISTERS)); }
+
+/// Copies `bytes` (a multiple of 16, like both addresses) to shared memory.
+__device__ __forceinline__ void copy_bytes(u32 to, const void* from, u32 barrier, u32 bytes) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+        :: "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }

@@ -2,7 +2,7 @@
 //! tiles; deliberately no clever numerics beyond the row maximum, which f64 makes safe.
 
 use half::{bf16, f16};
-use moa_kernels::{Element, InfluenceShape};
+use moa_kernels::{Element, InfluenceShape, Layout};
 
 /// 16-bit values that tests make from f32 and read back exactly.
 pub(crate) trait Value: Element + Send + Sync {
@@ -94,6 +94,31 @@ impl<T: Value> Layer<T> {
             p.iter().zip(&g).map(|(p, g)| p * g).sum::<f64>() / mass
         });
         self.row_dot = rows.iter().map(|&d| d as f32).collect();
+    }
+
+    /// D with its rows padded to a multiple of 64, as kernels read it; NaN where there is no row.
+    pub(crate) fn padded_row_dot(&self) -> Vec<f32> {
+        let len = self.shape.len as usize;
+        let mut padded = vec![f32::NAN; self.shape.heads as usize * self.shape.rows() as usize];
+        for (row, &dot) in self.row_dot.iter().enumerate() {
+            padded[row / len * self.shape.rows() as usize + row % len] = dot;
+        }
+        padded
+    }
+
+    /// A tensor of `heads` heads as its shape's layout has it.
+    pub(crate) fn laid_out(&self, tensor: &[T], heads: u32) -> Vec<T> {
+        if self.shape.layout == Layout::HeadsFirst {
+            return tensor.to_vec();
+        }
+        let (len, dim) = (self.shape.len as usize, self.shape.head_dim as usize);
+        let heads = heads as usize;
+        (0..tensor.len())
+            .map(|i| {
+                let (row, channel) = (i / dim, i % dim);
+                tensor[((row % heads) * len + row / heads) * dim + channel]
+            })
+            .collect()
     }
 
     /// exp(logit - largest) and g = `grad_out` v^T over the causal keys of a row (query head times len plus position).
