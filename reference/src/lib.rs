@@ -12,13 +12,20 @@
     reason = "sizes of test cases fit in u32, and tests round to f32 on purpose"
 )]
 
+pub mod argmax;
 pub mod attention_backward;
 pub mod attention_decode;
 pub mod attention_prefill;
 pub mod compare;
 pub mod cross_entropy;
+pub mod embedding;
 pub mod influence;
+pub mod kv_commit;
+pub mod matmul;
+pub mod matvec;
+pub mod merge_lse;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;
 pub mod swiglu;
+pub mod weights;
