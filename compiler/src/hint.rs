@@ -1,5 +1,7 @@
 //! What a user can do about an error: hints stand beside messages, not in them.
 
+use crate::bundle::BundleError;
+use crate::calibrate::CalibrationError;
 use crate::files::FileError;
 
 /// An error that carries its own hint; for what commands find out themselves.
@@ -12,7 +14,10 @@ pub(crate) struct Told {
 
 impl Told {
     pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: hint.into() }
+        Self {
+            message: message.into(),
+            hint: hint.into(),
+        }
     }
 }
 
@@ -25,8 +30,19 @@ pub(crate) fn hint_of(error: &anyhow::Error) -> Option<String> {
         if let Some(error) = cause.downcast_ref::<FileError>() {
             return error.hint();
         }
-        if let Some(error) = cause.downcast_ref::<moa_model::Error>() {
+        if let Some(error) = cause.downcast_ref::<moa_model::ModelError>() {
             return error.hint();
+        }
+        if let Some(error) = cause.downcast_ref::<CalibrationError>() {
+            return error.hint();
+        }
+        if let Some(error) = cause.downcast_ref::<moa_lm::LmError>() {
+            return error.hint().map(ToOwned::to_owned);
+        }
+        if let Some(BundleError::Format { .. } | BundleError::Tokenizer(_)) =
+            cause.downcast_ref::<BundleError>()
+        {
+            return Some("fetch or build the bundle again".into());
         }
         if let Some(error) = cause.downcast_ref::<moa_kernels::CudaError>() {
             return Some(error.hint().to_owned());

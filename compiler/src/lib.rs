@@ -11,12 +11,19 @@
 
 mod bundle;
 pub mod calibrate;
+mod calibration;
 mod cli;
 mod commands;
+mod device;
+mod effort;
 pub mod evaluate;
 mod exit;
 mod files;
 mod hint;
+mod ids;
+mod interrupt;
+mod perplexity;
+mod pipeline;
 mod plans;
 mod printer;
 mod profile;

@@ -9,8 +9,9 @@ use rand_chacha::ChaCha8Rng;
 
 use super::fit::{Stretch, fill};
 use super::lines::LineWriter;
-use super::prose::{Prose, STORIES};
+use super::prose::Prose;
 use super::questions::{self, Question};
+use super::stories::STORIES;
 use super::{CalibrationError, Result, Sample, Tokenize, prompt_ids, response_ids, seeded};
 
 /// Changes whenever the texts for a given seed do.
@@ -228,7 +229,7 @@ pub(crate) fn at_depth(depth: f64, units: usize) -> usize {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::tests::Words;
+    use super::super::tokenize::tests::Words;
     use super::*;
 
     #[test]
@@ -324,7 +325,7 @@ mod tests {
         };
         for sample in samples(&Kind::ALL, &words, 512, 1, 0).unwrap() {
             assert!(sample.ids.len() <= 512 && sample.ids.len() > 500);
-            assert_eq!(sample.ids[0], super::super::tests::BOS);
+            assert_eq!(sample.ids[0], super::super::tokenize::tests::BOS);
         }
     }
 

@@ -195,7 +195,7 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{VOCAB_SIZE, Words};
+    use super::super::tokenize::tests::{VOCAB_SIZE, Words};
     use super::*;
 
     fn parse(text: &str) -> Result<Records> {

@@ -325,8 +325,9 @@ fn question(templates: &[[&str; 3]], cast: &[Person], rng: &mut ChaCha8Rng) -> Q
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::prose::{Prose, STORIES};
+    use super::super::prose::Prose;
     use super::super::seeded;
+    use super::super::stories::STORIES;
     use super::*;
 
     #[test]

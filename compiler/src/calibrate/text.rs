@@ -84,7 +84,7 @@ impl Text {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{BOS, Words};
+    use super::super::tokenize::tests::{BOS, Words};
     use super::*;
 
     fn text(words: usize) -> Text {

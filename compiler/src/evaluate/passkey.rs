@@ -144,8 +144,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::calibrate::prose::STORIES;
-    use crate::calibrate::tests::Words;
+    use crate::calibrate::stories::STORIES;
+    use crate::calibrate::tokenize::tests::Words;
     use crate::calibrate::{Kind, builtin};
 
     #[test]

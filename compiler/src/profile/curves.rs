@@ -25,9 +25,17 @@ pub(crate) enum CurveError {
     #[error("profile lacks {what}")]
     Missing { what: String },
     #[error("tensor {name} is {found}, expected {expected}")]
-    Shape { name: String, found: String, expected: String },
+    Shape {
+        name: String,
+        found: String,
+        expected: String,
+    },
     #[error("tensor {name} holds {value} at {index}, expected finite costs")]
-    NotFinite { name: String, value: f64, index: usize },
+    NotFinite {
+        name: String,
+        value: f64,
+        index: usize,
+    },
 }
 
 /// Sums over samples of one kind at one length.
@@ -76,7 +84,9 @@ impl Curves {
 
     /// The estimator that `curve.<N>` holds.
     pub(crate) fn estimator(&self) -> Option<Estimator> {
-        self.metadata.get("estimator").and_then(|name| Estimator::from_name(name))
+        self.metadata
+            .get("estimator")
+            .and_then(|name| Estimator::from_name(name))
     }
 
     /// Mean over all samples of all kinds at one length.
@@ -96,7 +106,14 @@ impl Curves {
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, CurveError> {
         let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
         let mut push = |name: String, shape: Vec<usize>, values: &[f64]| {
-            tensors.push((name, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect()));
+            tensors.push((
+                name,
+                shape,
+                values
+                    .iter()
+                    .flat_map(|value| value.to_le_bytes())
+                    .collect(),
+            ));
         };
         let chosen = self.estimator().unwrap_or(Estimator::JointPositive);
         for (&context, length) in &self.lengths {
@@ -107,9 +124,17 @@ impl Curves {
                 if estimator == chosen {
                     push(format!("curve.{context}"), shape.clone(), &mean);
                 }
-                push(format!("curve.{}.{context}", estimator.name()), shape.clone(), &mean);
+                push(
+                    format!("curve.{}.{context}", estimator.name()),
+                    shape.clone(),
+                    &mean,
+                );
                 for (kind, curves) in &length.kinds {
-                    push(format!("kind.{kind}.{}.{context}", estimator.name()), shape.clone(), &curves.mean[index]);
+                    push(
+                        format!("kind.{kind}.{}.{context}", estimator.name()),
+                        shape.clone(),
+                        &curves.mean[index],
+                    );
                 }
             }
             if let Some(maps) = &length.blocks {
@@ -140,23 +165,31 @@ impl Curves {
             .lengths
             .iter()
             .map(|(context, length)| {
-                let kinds: serde_json::Map<String, serde_json::Value> =
-                    length.kinds.iter().map(|(kind, curves)| (kind.clone(), curves.samples.into())).collect();
+                let kinds: serde_json::Map<String, serde_json::Value> = length
+                    .kinds
+                    .iter()
+                    .map(|(kind, curves)| (kind.clone(), curves.samples.into()))
+                    .collect();
                 (context.to_string(), kinds.into())
             })
             .collect();
         document.insert("samples".into(), counts.into());
         let text = serde_json::Value::Object(document).to_string();
-        serialize(views, Some(HashMap::from([("moa_profile".to_owned(), text)])))
-            .map_err(|error| CurveError::Format(error.to_string()))
+        serialize(
+            views,
+            Some(HashMap::from([("moa_profile".to_owned(), text)])),
+        )
+        .map_err(|error| CurveError::Format(error.to_string()))
     }
 
-    /// Reads a file back; block maps are left where they are.
+    /// Reads a file back, block maps included if it has them.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, CurveError> {
         let format = |error: safetensors::SafeTensorError| CurveError::Format(error.to_string());
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(format)?;
         let file = SafeTensors::deserialize(bytes).map_err(format)?;
-        let missing = |what: &str| CurveError::Missing { what: what.to_owned() };
+        let missing = |what: &str| CurveError::Missing {
+            what: what.to_owned(),
+        };
         let text = header
             .metadata()
             .as_ref()
@@ -165,38 +198,73 @@ impl Curves {
         let document: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(text).map_err(|error| CurveError::Format(error.to_string()))?;
         let number = |key: &str| {
-            document.get(key).and_then(serde_json::Value::as_u64).and_then(|n| u32::try_from(n).ok()).ok_or_else(|| missing(key))
+            document
+                .get(key)
+                .and_then(serde_json::Value::as_u64)
+                .and_then(|n| u32::try_from(n).ok())
+                .ok_or_else(|| missing(key))
         };
-        let grid = MaskGrid::new(number("sink")?, number("block")?).map_err(|error| CurveError::Format(error.to_string()))?;
-        let samples = document.get("samples").and_then(serde_json::Value::as_object).ok_or_else(|| missing("samples"))?;
-        let mut curves = Self { layers: 0, kv_heads: 0, grid, lengths: BTreeMap::new(), metadata: BTreeMap::new() };
+        let grid = MaskGrid::new(number("sink")?, number("block")?)
+            .map_err(|error| CurveError::Format(error.to_string()))?;
+        let samples = document
+            .get("samples")
+            .and_then(serde_json::Value::as_object)
+            .ok_or_else(|| missing("samples"))?;
+        let mut curves = Self {
+            layers: 0,
+            kv_heads: 0,
+            grid,
+            lengths: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+        };
         for (context, kinds) in samples {
-            let context: u32 = context.parse().map_err(|_| CurveError::Format(format!("length {context}")))?;
+            let context: u32 = context
+                .parse()
+                .map_err(|_| CurveError::Format(format!("length {context}")))?;
             let mut length = LengthCurves::default();
             for (kind, count) in kinds.as_object().ok_or_else(|| missing("kinds"))? {
-                let count = count.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| missing("sample counts"))?;
+                let count = count
+                    .as_u64()
+                    .and_then(|n| u32::try_from(n).ok())
+                    .ok_or_else(|| missing("sample counts"))?;
                 let mut mean = Vec::new();
                 for estimator in Estimator::ALL {
                     let name = format!("kind.{kind}.{}.{context}", estimator.name());
                     mean.push(curves.read(&file, &name, context)?);
                 }
-                length.kinds.insert(kind.clone(), KindCurves { samples: count, mean });
+                length.kinds.insert(
+                    kind.clone(),
+                    KindCurves {
+                        samples: count,
+                        mean,
+                    },
+                );
             }
             if length.kinds.is_empty() {
                 return Err(missing(&format!("samples at length {context}")));
             }
+            length.blocks = read_maps(&file, context)?;
             curves.lengths.insert(context, length);
         }
         if curves.lengths.is_empty() {
             return Err(missing("profiled lengths"));
         }
-        curves.metadata =
-            document.iter().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect();
+        curves.metadata = document
+            .iter()
+            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+            .collect();
         Ok(curves)
     }
 
-    fn read(&mut self, file: &SafeTensors<'_>, name: &str, context: u32) -> Result<Vec<f64>, CurveError> {
-        let view = file.tensor(name).map_err(|_| CurveError::Missing { what: format!("tensor {name}") })?;
+    fn read(
+        &mut self,
+        file: &SafeTensors<'_>,
+        name: &str,
+        context: u32,
+    ) -> Result<Vec<f64>, CurveError> {
+        let view = file.tensor(name).map_err(|_| CurveError::Missing {
+            what: format!("tensor {name}"),
+        })?;
         let shape = view.shape();
         if self.layers == 0 && shape.len() == 3 {
             (self.layers, self.kv_heads) = (shape[0], shape[1]);
@@ -209,15 +277,92 @@ impl Curves {
                 expected: format!("F64 {expected:?}"),
             });
         }
-        let values: Vec<f64> = view
-            .data()
-            .chunks_exact(8)
-            .map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or_default()))
-            .collect();
-        match values.iter().position(|value| !value.is_finite()) {
-            Some(index) => Err(CurveError::NotFinite { name: name.to_owned(), value: values[index], index }),
-            None => Ok(values),
+        finite(name, &view)
+    }
+
+    /// Adds the curves of more samples, weighing means by their number of samples.
+    pub(crate) fn merge(&mut self, other: Self) {
+        for (context, length) in other.lengths {
+            let into = self.lengths.entry(context).or_default();
+            let samples =
+                |length: &LengthCurves| length.kinds.values().map(|kind| kind.samples).sum::<u32>();
+            let (before, added) = (samples(into), samples(&length));
+            if let Some(maps) = length.blocks {
+                match &mut into.blocks {
+                    None => into.blocks = Some(maps),
+                    Some(sum) => {
+                        blend(&mut sum.abs, &maps.abs, before, added);
+                        blend(&mut sum.signed, &maps.signed, before, added);
+                    }
+                }
+            }
+            for (name, kind) in length.kinds {
+                let sum = into.kinds.entry(name).or_default();
+                if sum.samples == 0 {
+                    *sum = kind;
+                } else {
+                    for (mean, more) in sum.mean.iter_mut().zip(&kind.mean) {
+                        blend(mean, more, sum.samples, kind.samples);
+                    }
+                    sum.samples += kind.samples;
+                }
+            }
         }
+    }
+}
+
+/// `mean` of `before` samples becomes that of `before + added`.
+fn blend(mean: &mut [f64], more: &[f64], before: u32, added: u32) {
+    let share = f64::from(added) / f64::from((before + added).max(1));
+    for (mean, more) in mean.iter_mut().zip(more) {
+        *mean += (more - *mean) * share;
+    }
+}
+
+fn read_maps(file: &SafeTensors<'_>, context: u32) -> Result<Option<BlockMaps>, CurveError> {
+    let (abs, signed) = (
+        format!("influence_abs.{context}"),
+        format!("influence_signed.{context}"),
+    );
+    let (Ok(abs_view), Ok(signed_view)) = (file.tensor(&abs), file.tensor(&signed)) else {
+        return Ok(None);
+    };
+    match (abs_view.shape(), abs_view.shape() == signed_view.shape()) {
+        (&[_, heads, side, other], true) if side == other => Ok(Some(BlockMaps {
+            heads,
+            side,
+            abs: finite(&abs, &abs_view)?,
+            signed: finite(&signed, &signed_view)?,
+        })),
+        (shape, _) => Err(CurveError::Shape {
+            name: abs,
+            found: format!("{shape:?}"),
+            expected: "[layer, head, n, n], as influence_signed".into(),
+        }),
+    }
+}
+
+/// The f64 values of a tensor, all of them finite.
+fn finite(name: &str, view: &TensorView<'_>) -> Result<Vec<f64>, CurveError> {
+    if view.dtype() != Dtype::F64 {
+        return Err(CurveError::Shape {
+            name: name.to_owned(),
+            found: format!("{:?}", view.dtype()),
+            expected: "F64".into(),
+        });
+    }
+    let values: Vec<f64> = view
+        .data()
+        .chunks_exact(8)
+        .map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or_default()))
+        .collect();
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(index) => Err(CurveError::NotFinite {
+            name: name.to_owned(),
+            value: values[index],
+            index,
+        }),
+        None => Ok(values),
     }
 }
 
@@ -229,15 +374,30 @@ mod tests {
         let grid = MaskGrid::new(8, 8).unwrap();
         let kind = |samples, scale: f64| KindCurves {
             samples,
-            mean: Estimator::ALL.iter().map(|_| (0..2 * 3 * 5).map(|i| f64::from(i) * scale).collect()).collect(),
+            mean: Estimator::ALL
+                .iter()
+                .map(|_| (0..2 * 3 * 5).map(|i| f64::from(i) * scale).collect())
+                .collect(),
         };
-        let kinds = BTreeMap::from([("lines".to_owned(), kind(3, 1.0)), ("text".to_owned(), kind(1, 5.0))]);
+        let kinds = BTreeMap::from([
+            ("lines".to_owned(), kind(3, 1.0)),
+            ("text".to_owned(), kind(1, 5.0)),
+        ]);
         Curves {
             layers: 2,
             kv_heads: 3,
             grid,
-            lengths: BTreeMap::from([(37, LengthCurves { kinds, blocks: None })]),
-            metadata: BTreeMap::from([("estimator".to_owned(), "joint-abs".to_owned()), ("seed".to_owned(), "7".to_owned())]),
+            lengths: BTreeMap::from([(
+                37,
+                LengthCurves {
+                    kinds,
+                    blocks: None,
+                },
+            )]),
+            metadata: BTreeMap::from([
+                ("estimator".to_owned(), "joint-abs".to_owned()),
+                ("seed".to_owned(), "7".to_owned()),
+            ]),
         }
     }
 
@@ -245,15 +405,53 @@ mod tests {
     fn a_profile_survives_the_disk() {
         let curves = example();
         let bytes = curves.to_bytes().unwrap();
-        assert_eq!(bytes, example().to_bytes().unwrap(), "same inputs, same bytes");
+        assert_eq!(
+            bytes,
+            example().to_bytes().unwrap(),
+            "same inputs, same bytes"
+        );
         let read = Curves::from_bytes(&bytes).unwrap();
         assert_eq!(read.metadata["seed"], "7");
         assert_eq!(read.estimator(), Some(Estimator::JointAbs));
-        assert_eq!(read.lengths[&37].kinds["text"].mean, curves.lengths[&37].kinds["text"].mean);
+        assert_eq!(
+            read.lengths[&37].kinds["text"].mean,
+            curves.lengths[&37].kinds["text"].mean
+        );
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let mean = file.tensor("curve.37").unwrap();
         assert_eq!(mean.shape(), [2, 3, 5]);
-        assert_eq!(f64::from_le_bytes(mean.data()[8..16].try_into().unwrap()), (3.0 + 5.0) / 4.0);
+        assert_eq!(
+            f64::from_le_bytes(mean.data()[8..16].try_into().unwrap()),
+            (3.0 + 5.0) / 4.0
+        );
+    }
+
+    #[test]
+    fn merging_samples_gives_their_mean() {
+        let mut sum = example();
+        sum.lengths.clear();
+        sum.merge(example());
+        assert_eq!(
+            sum.lengths[&37].kinds["text"].mean,
+            example().lengths[&37].kinds["text"].mean
+        );
+        let mut more = example();
+        let kind = more
+            .lengths
+            .get_mut(&37)
+            .unwrap()
+            .kinds
+            .get_mut("text")
+            .unwrap();
+        kind.samples = 3;
+        kind.mean
+            .iter_mut()
+            .flatten()
+            .for_each(|value| *value = 1.0);
+        sum.merge(more);
+        let kind = &sum.lengths[&37].kinds["text"];
+        assert_eq!(kind.samples, 4);
+        assert_eq!(kind.mean[0][2], (10.0 + 3.0) / 4.0);
     }
 
     #[test]
@@ -269,7 +467,14 @@ mod tests {
             let _ = Curves::from_bytes(&damaged);
         }
         let mut poisoned = example();
-        poisoned.lengths.get_mut(&37).unwrap().kinds.get_mut("text").unwrap().mean[0][3] = f64::NAN;
+        poisoned
+            .lengths
+            .get_mut(&37)
+            .unwrap()
+            .kinds
+            .get_mut("text")
+            .unwrap()
+            .mean[0][3] = f64::NAN;
         let error = Curves::from_bytes(&poisoned.to_bytes().unwrap()).unwrap_err();
         assert!(matches!(error, CurveError::NotFinite { .. }), "{error}");
     }

@@ -1,0 +1,142 @@
+//! `build`: from a model to a verified bundle, resumable.
+
+use std::time::Instant;
+
+use anyhow::Context as _;
+use moa_format::{Plan, Provenance};
+use serde_json::json;
+
+use crate::bundle::{Bundle, WriteSpec, check_target, write};
+use crate::cli::{Build, QuantChoice};
+use crate::files::sibling;
+use crate::interrupt;
+use crate::perplexity;
+use crate::pipeline::{self, Calibrated, Opened};
+use crate::plans;
+use crate::printer::Printer;
+use crate::profile::{SolveReport, SolveSpec, solve};
+
+pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    check_target(&args.out)?;
+    let work = sibling(&args.out, "moa-work");
+    let opened = pipeline::open(&args.model, &args.profile, printer)?;
+    let checkpoint = opened.checkpoint()?;
+    let context = pipeline::context(args.solve.context, opened.source.config())?;
+    let (plan, solved) = match &args.plan {
+        Some(path) => (plans::read(path, opened.source.config())?, None),
+        None => {
+            let (plan, report) = find_plan(args, &opened, context, &work, printer)?;
+            (plan, Some(report))
+        }
+    };
+    let quant = args
+        .quant
+        .unwrap_or(if checkpoint.format() == moa_model::SourceFormat::Gguf {
+            QuantChoice::Keep
+        } else {
+            QuantChoice::Q4
+        });
+    printer.say(format!("writing {}", args.out.display()));
+    let tensors = moa_format::tensors(checkpoint.config()).len();
+    let bar = printer.bar("quantizing", tensors as u64);
+    let spec = WriteSpec {
+        checkpoint,
+        plans: std::slice::from_ref(&plan),
+        quant,
+        provenance: provenance(&plan, &opened),
+        cancel: interrupt::flag(),
+    };
+    let written = write(&args.out, &spec, &mut || bar.inc(1))?;
+    bar.finish_and_clear();
+    let bundle = Bundle::open(&args.out)?;
+    let bar = printer.bar("verifying", bundle.manifest().file_names().count() as u64);
+    bundle
+        .verify(|| bar.inc(1))
+        .context("the bundle that was just written does not verify")?;
+    bar.finish_and_clear();
+    let perplexity = perplexity::compare(&opened, &args.out, written.max_error, printer)?;
+    pipeline::clean(&work)?;
+    let lengths: Vec<_> = bundle
+        .manifest()
+        .plans
+        .iter()
+        .flat_map(|plan| plan.at.clone())
+        .collect();
+    let document = json!({
+        "schema_version": 1,
+        "out": args.out,
+        "plan": plan.name,
+        "plan_hash": plan.hash(),
+        "solve": solved,
+        "weight_bytes": written.weight_bytes,
+        "shards": written.shards,
+        "max_error": written.max_error,
+        "perplexity": perplexity,
+        "lengths": lengths,
+        "secs": begun.elapsed().as_secs_f64(),
+    });
+    let mut text = format!(
+        "{}: plan {}, {:.1} MiB of weights in {} shards, largest weight error {:.2e}",
+        args.out.display(),
+        plan.name,
+        pipeline::mib(written.weight_bytes),
+        written.shards,
+        written.max_error,
+    );
+    for at in &lengths {
+        text += &format!(
+            "\n  context {:6}: kv_density {:.4}, KV {:.1} MiB against {:.1} MiB dense",
+            at.context,
+            at.kv_density,
+            pipeline::mib(at.cache_bytes + at.scratch_bytes),
+            pipeline::mib(at.dense_bytes),
+        );
+    }
+    text += &format!("\n{}", perplexity.sentence());
+    printer.result(&document, text)?;
+    Ok(())
+}
+
+fn find_plan(
+    args: &Build,
+    opened: &Opened,
+    context: u32,
+    work: &std::path::Path,
+    printer: &Printer,
+) -> anyhow::Result<(Plan, SolveReport)> {
+    let spec = SolveSpec {
+        density: args.solve.density,
+        context,
+        estimator: args.solve.estimator.into(),
+        max_rules_per_layer: args.solve.max_rules_per_layer,
+        time_limit_secs: args.solve.time_limit,
+        seed: args.profile.seed,
+    };
+    // A wish that no profile can fulfil is refused before minutes are spent on one.
+    pipeline::check_budget(&args.profile, opened.source.config(), &spec)?;
+    let Calibrated { curves, .. } =
+        pipeline::profile(opened, &args.profile, context, None, work, printer)?;
+    let (plan, report) = solve(&curves, &spec)?;
+    printer.say(format!(
+        "solved in {:.1} s by {}: {}, gap {:.2e}, {} of {} rules in use",
+        report.secs,
+        report.solver,
+        report.status,
+        report.gap,
+        report.distinct_rules,
+        report.candidates
+    ));
+    Ok((plan, report))
+}
+
+fn provenance(plan: &Plan, opened: &Opened) -> Provenance {
+    Provenance {
+        tool: Some(pipeline::TOOL.into()),
+        base_model: Some(opened.name.clone()),
+        license: opened.license.clone(),
+        source_sha256: Some(opened.source_sha256.clone()),
+        notes: Default::default(),
+        ..plan.provenance.clone()
+    }
+}

@@ -1,0 +1,31 @@
+//! Where to compute, chosen once and said aloud.
+
+use moa_lm::{Cpu, Lm};
+
+use crate::cli::DeviceChoice;
+use crate::interrupt;
+use crate::printer::Printer;
+use crate::source::Source;
+
+/// Refuses a device that is not there. `auto` says what it took.
+pub(crate) fn choose(choice: DeviceChoice, printer: &Printer) -> anyhow::Result<()> {
+    match choice {
+        DeviceChoice::Cpu => {}
+        DeviceChoice::Auto => {
+            tracing::info!("device: cpu, {} threads", rayon::current_num_threads())
+        }
+        DeviceChoice::Cuda => {
+            let device = moa_kernels::probe()?;
+            printer.say(format!("device: {}", device.name));
+        }
+    }
+    Ok(())
+}
+
+/// Loads the weights.
+pub(crate) fn load(source: &Source, printer: &Printer) -> anyhow::Result<Lm<Cpu>> {
+    let bar = printer.bar("loading weights", 0);
+    let lm = Lm::load(Cpu, source, interrupt::flag())?;
+    bar.finish_and_clear();
+    Ok(lm)
+}

@@ -1,0 +1,226 @@
+//! The steps that `build` and `profile` share: open, calibrate, profile.
+
+use std::cell::OnceCell;
+use std::path::Path;
+
+use moa_format::{ModelConfig, sha256_hex};
+use moa_lm::{Cpu, Lm, LossKind};
+use moa_model::Checkpoint;
+
+use crate::calibration;
+use crate::cli::{LossChoice, ProfileArgs};
+use crate::device;
+use crate::effort::preset;
+use crate::files::FileError;
+use crate::hint::Told;
+use crate::interrupt;
+use crate::plans;
+use crate::printer::Printer;
+use crate::profile::{Curves, ProfileSpec, Profiler, SolveSpec, check_budgets};
+use crate::source::Source;
+
+/// Who wrote a plan or a bundle.
+pub(crate) const TOOL: &str = concat!("moa-compile ", env!("CARGO_PKG_VERSION"));
+/// Context length of a bundle whose model could go further, unless asked.
+const DEFAULT_CONTEXT: u32 = 8192;
+
+/// An opened checkpoint; its weights are loaded when they are first needed.
+pub(crate) struct Opened {
+    pub(crate) source: Source,
+    pub(crate) name: String,
+    pub(crate) license: Option<String>,
+    pub(crate) source_sha256: String,
+    lm: OnceCell<Lm<Cpu>>,
+}
+
+impl Opened {
+    /// The checkpoint; a bundle has lost what profiling and building need.
+    pub(crate) fn checkpoint(&self) -> anyhow::Result<&Checkpoint> {
+        match &self.source {
+            Source::Checkpoint(checkpoint) => Ok(checkpoint),
+            Source::Bundle(_) => Err(Told::new(
+                "this is a bundle, expected a model",
+                "pass the model that the bundle was built from",
+            )
+            .into()),
+        }
+    }
+
+    /// The model with its weights.
+    pub(crate) fn lm(&self, printer: &Printer) -> anyhow::Result<&Lm<Cpu>> {
+        if self.lm.get().is_none() {
+            let lm = device::load(&self.source, printer)?;
+            // Just found empty, and nobody else holds this cell.
+            let _ = self.lm.set(lm);
+        }
+        self.lm
+            .get()
+            .ok_or_else(|| crate::exit::Internal("the model vanished".into()).into())
+    }
+}
+
+/// What calibration and profile give.
+pub(crate) struct Calibrated {
+    pub(crate) curves: Curves,
+}
+
+/// Opens a checkpoint and settles where to compute.
+pub(crate) fn open(path: &Path, args: &ProfileArgs, printer: &Printer) -> anyhow::Result<Opened> {
+    device::choose(args.device, printer)?;
+    let source = Source::open(path)?;
+    let opened = match &source {
+        Source::Bundle(_) => (String::new(), None, String::new()),
+        Source::Checkpoint(checkpoint) => {
+            let bar = printer.bar("hashing the model", 0);
+            let hash = checkpoint.source_hash()?;
+            bar.finish_and_clear();
+            (
+                checkpoint.name().to_owned(),
+                checkpoint.license().map(ToOwned::to_owned),
+                hash,
+            )
+        }
+    };
+    let (name, license, source_sha256) = opened;
+    let opened = Opened {
+        source,
+        name,
+        license,
+        source_sha256,
+        lm: OnceCell::new(),
+    };
+    opened.checkpoint()?;
+    Ok(opened)
+}
+
+/// The declared context length.
+pub(crate) fn context(asked: Option<u32>, config: &ModelConfig) -> anyhow::Result<u32> {
+    match asked {
+        Some(0) => Err(Told::new(
+            "--context is 0, expected at least 1",
+            "use for example --context 8192",
+        )
+        .into()),
+        Some(context) if context > config.max_context => Err(Told::new(
+            format!(
+                "--context is {context}, and the model was trained for {} positions",
+                config.max_context
+            ),
+            format!("use --context {} or less", config.max_context),
+        )
+        .into()),
+        Some(context) => Ok(context),
+        None => Ok(config.max_context.min(DEFAULT_CONTEXT)),
+    }
+}
+
+/// Refuses a budget that no plan meets, before anything is profiled for it.
+pub(crate) fn check_budget(
+    args: &ProfileArgs,
+    config: &ModelConfig,
+    spec: &SolveSpec,
+) -> anyhow::Result<()> {
+    let grid = plans::grid(args.sink, args.block)?;
+    let lengths = preset(args, spec.context.min(config.max_context)).lengths;
+    check_budgets(&lengths, grid, spec)
+}
+
+/// Calibrates and profiles; finished samples wait in `work`.
+pub(crate) fn profile(
+    opened: &Opened,
+    args: &ProfileArgs,
+    context: u32,
+    blocks: Option<u32>,
+    work: &Path,
+    printer: &Printer,
+) -> anyhow::Result<Calibrated> {
+    let config = opened.source.config();
+    let grid = plans::grid(args.sink, args.block)?;
+    if blocks == Some(0) {
+        return Err(Told::new(
+            "--blocks is 0, expected at least 1",
+            "use for example --blocks 64",
+        )
+        .into());
+    }
+    let preset = preset(args, context);
+    if let Some(&length) = preset
+        .lengths
+        .iter()
+        .find(|&&length| length == 0 || length > config.max_context)
+    {
+        return Err(Told::new(
+            format!(
+                "--lengths has {length}, expected 1 to {} (the model's context)",
+                config.max_context
+            ),
+            "choose shorter lengths",
+        )
+        .into());
+    }
+    let at = match &args.at {
+        None => None,
+        Some(wanted) => plans::resolve(&opened.source, Some(wanted))?,
+    };
+    let loss = match args.loss {
+        LossChoice::CrossEntropy => LossKind::CrossEntropy,
+        LossChoice::Kl if at.is_none() => {
+            return Err(Told::new(
+                "--loss kl has no gradient at the dense model",
+                "profile a masked model with --at PLAN, or use --loss cross-entropy",
+            )
+            .into());
+        }
+        LossChoice::Kl => LossKind::KlToDense,
+    };
+    let cancel = interrupt::flag();
+    let calibration = calibration::gather(opened, args, &preset, printer)?;
+    let spec = ProfileSpec {
+        grid,
+        loss,
+        at,
+        blocks,
+        source_sha256: opened.source_sha256.clone(),
+    };
+    let profiler = Profiler {
+        lm: opened.lm(printer)?,
+        work,
+        printer,
+        cancel,
+    };
+    let mut curves = profiler.run(&calibration.samples, &spec)?;
+    let mut put = |key: &str, value: String| curves.metadata.insert(key.to_owned(), value);
+    put("tool", TOOL.into());
+    put("seed", args.seed.to_string());
+    put("source_sha256", opened.source_sha256.clone());
+    put("calibration_sha256", calibration.sha256);
+    put("base_model", opened.name.clone());
+    put("loss", format!("{loss:?}"));
+    if let Some(license) = &opened.license {
+        put("license", license.clone());
+    }
+    if let Some(plan) = &spec.at {
+        put("at", plan.hash());
+    }
+    Ok(Calibrated { curves })
+}
+
+/// Hash of everything that decides what the samples are.
+pub(crate) fn samples_hash(parts: &[&[u8]]) -> String {
+    sha256_hex(&parts.concat())
+}
+
+/// Removes the work folder of a command that is done.
+pub(crate) fn clean(work: &Path) -> Result<(), FileError> {
+    if work.exists() {
+        std::fs::remove_dir_all(work).map_err(|source| FileError::new("remove", work, source))?;
+    }
+    Ok(())
+}
+
+/// For people: one decimal is enough.
+pub(crate) fn mib(bytes: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+    let bytes = bytes as f64;
+    bytes / f64::from(1 << 20)
+}
