@@ -10,15 +10,16 @@
 )]
 
 #[path = "../tests/twin/mod.rs"]
+#[expect(dead_code, reason = "tests use more of it")]
 mod twin;
 
 use half::bf16;
 use moa_kernels::{
-    Attention, AttentionGradients, AttentionShape, Buffer, Gpu, Influence, InfluenceInputs,
-    InfluenceShape, Layout,
+    Attention, AttentionGradients, AttentionShape, Buffer, Decode, DecodeRequest, DecodeShape, Gpu,
+    Influence, InfluenceInputs, InfluenceShape, Layout,
 };
-use moa_mask::HeadMask;
 use moa_mask::density::{attention_density, kv_density};
+use moa_mask::{HeadMask, RingLayout};
 use twin::{Layer, Random};
 
 /// Rate that the floors are counted with: a bf16 product of 8192^3 on an H100 (cuBLAS).
@@ -69,6 +70,7 @@ fn main() {
         };
         time(&gpu, shape);
     }
+    decode(&gpu);
     println!("attention, bf16, one layer, B=1, sink 64; visible: work counted by visible pairs");
     println!(
         "| heads | KV | D | S | kv_density | attention_density | forward ms | TFLOP/s visible | backward ms | TFLOP/s visible |"
@@ -81,6 +83,94 @@ fn main() {
             }
         }
     }
+}
+
+fn decode(gpu: &Gpu) {
+    let ceiling = moa_kernels::read_gigabytes_per_sec(gpu, 10).unwrap();
+    println!(
+        "decode, bf16, one layer, D=128, 32 query heads; read bandwidth in this call {ceiling:.0} GB/s"
+    );
+    println!(
+        "| KV | batch | S | kv_density | visible MB | us | floor us | GB/s | of the ceiling |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for (kv_heads, batch, len, density) in [
+        (8, 64, 16384, 1.0),
+        (8, 64, 16384, 0.5),
+        (8, 64, 16384, 0.25),
+        (32, 16, 8192, 1.0),
+        (32, 16, 8192, 0.5),
+        (32, 16, 8192, 0.25),
+        (4, 64, 16384, 0.5),
+        (32, 1, 32768, 1.0),
+        (32, 1, 32768, 0.5),
+        (8, 1, 131_072, 0.5),
+        (8, 1, 16384, 1.0),
+        (8, 1, 16384, 0.5),
+    ] {
+        time_decode(gpu, ceiling, kv_heads, batch, len, density);
+    }
+}
+
+fn time_decode(gpu: &Gpu, ceiling: f64, kv_heads: u32, batch: usize, len: u32, density: f64) {
+    let shape = DecodeShape {
+        heads: 32,
+        kv_heads,
+        head_dim: 128,
+    };
+    let masks = ragged(kv_heads, len, density);
+    let (mut requests, mut slots) = (Vec::new(), 0u32);
+    for _ in 0..batch {
+        let heads = masks.iter().map(|&mask| {
+            let layout = RingLayout::new(mask, len, 64);
+            let offset = slots;
+            slots += layout.slots();
+            (mask, layout, offset)
+        });
+        requests.push(DecodeRequest {
+            heads: heads.collect(),
+        });
+    }
+    let keys: u64 = masks
+        .iter()
+        .map(|mask| u64::from(mask.span().min(len)))
+        .sum::<u64>()
+        * batch as u64;
+    let bytes = keys as f64 * 128.0 * 2.0 * 2.0;
+    let sets = if bytes < 4e9 {
+        2 + (2e8 / bytes) as u64
+    } else {
+        1
+    };
+    let caches: Vec<_> = (0..sets)
+        .map(|set| {
+            let len = slots as usize * 128;
+            (
+                random(gpu, len, 1.0, 2 * set),
+                random(gpu, len, 1.0, 2 * set + 1),
+            )
+        })
+        .collect();
+    let q = random(gpu, batch * 32 * 128, 1.0, 99);
+    let lens = gpu.upload(&vec![len; batch]).unwrap();
+    let mut out = gpu.zeros::<bf16>(q.len()).unwrap();
+    let mut decode = Decode::new::<bf16>(gpu, shape, &requests, slots as usize).unwrap();
+    // Ten steps a measurement: launches overlap, as they do in a model.
+    let ms = median(gpu, 15, |i| {
+        for j in 0..10 {
+            let (k, v) = &caches[(10 * i + j) % caches.len()];
+            decode.run(gpu, &q, k, v, &lens, 0.088, &mut out).unwrap();
+        }
+    }) / 10.0;
+    let rate = bytes / f64::from(ms) / 1e6;
+    println!(
+        "| {kv_heads} | {batch} | {len} | {:.3} | {:.0} | {:.1} | {:.1} | {rate:.0} | {:.2} |",
+        kv_density(masks.iter().copied(), len),
+        bytes / 1e6,
+        ms * 1e3,
+        bytes / ceiling / 1e3,
+        rate / ceiling
+    );
 }
 
 /// Spans from half to one and a half of the density, head by head; a sink of 64.

@@ -174,12 +174,18 @@ impl Gpu {
 
     /// A kernel's module: from memory, from the cache folder, or compiled now.
     pub(crate) fn module(&self, kernel: Kernel, config: KernelConfig) -> Result<Arc<CudaModule>> {
-        if kernel.needs_hopper() && self.info.compute_capability != (9, 0) {
+        let found = self.info.compute_capability;
+        let needed = if kernel.needs_hopper() {
+            (9, 0)
+        } else {
+            (8, 0)
+        };
+        if found < needed || (kernel.needs_hopper() && found != needed) {
             return Err(CudaError::Capability {
                 name: self.info.name.clone(),
                 what: kernel.stem(),
-                found: self.info.compute_capability,
-                needed: (9, 0),
+                found,
+                needed,
             });
         }
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);

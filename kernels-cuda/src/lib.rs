@@ -8,6 +8,8 @@
 //! CPU. What is here are kernels that can be launched, tested against their twins and timed.
 
 mod attention;
+mod bandwidth;
+mod decode;
 mod error;
 mod extent;
 mod gpu;
@@ -17,6 +19,8 @@ mod probe;
 mod source;
 
 pub use attention::{Attention, AttentionGradients, AttentionShape};
+pub use bandwidth::read_gigabytes_per_sec;
+pub use decode::{Decode, DecodeRequest, DecodeShape};
 pub use error::{CudaError, Result};
 pub use extent::Layout;
 pub use gpu::{Buffer, Element, Gpu};

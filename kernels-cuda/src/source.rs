@@ -32,6 +32,10 @@ pub enum Kernel {
     AttentionPrefill,
     /// Gradients of masked attention.
     AttentionBackward,
+    /// Attention of one query a request over rings.
+    AttentionDecode,
+    /// Reads memory: the ceiling beside which others are timed.
+    ReadBandwidth,
 }
 
 /// Warpgroups of 64 keys that share a stream of queries, and how many tiles of it are in flight.
@@ -45,6 +49,8 @@ impl Kernel {
         Self::Influence,
         Self::AttentionPrefill,
         Self::AttentionBackward,
+        Self::AttentionDecode,
+        Self::ReadBandwidth,
     ];
 
     /// The stem that names the kernel in every language.
@@ -54,12 +60,17 @@ impl Kernel {
             Self::Influence => "influence",
             Self::AttentionPrefill => "attention_prefill",
             Self::AttentionBackward => "attention_backward",
+            Self::AttentionDecode => "attention_decode",
+            Self::ReadBandwidth => "read_bandwidth",
         }
     }
 
     /// Whether the kernel uses Hopper's instructions, and so runs on compute capability 9.0 alone.
     pub const fn needs_hopper(self) -> bool {
-        !matches!(self, Self::RmsNorm)
+        matches!(
+            self,
+            Self::Influence | Self::AttentionPrefill | Self::AttentionBackward
+        )
     }
 
     /// Prelude, configuration, shared pieces and source: what NVRTC compiles.
@@ -68,6 +79,8 @@ impl Kernel {
         let visible = include_str!("../cu/shared/visible.cuh");
         let pieces: &[&str] = match self {
             Self::RmsNorm => &[include_str!("../cu/rms_norm.cu")],
+            Self::AttentionDecode => &[include_str!("../cu/attention_decode.cu")],
+            Self::ReadBandwidth => &[include_str!("../cu/read_bandwidth.cu")],
             Self::Influence => &[hopper, include_str!("../cu/influence.cu")],
             Self::AttentionPrefill => {
                 &[hopper, visible, include_str!("../cu/attention_prefill.cu")]
