@@ -1,7 +1,8 @@
 // Headless Chromium on the software GPU, for the tests in this folder. `cargo xtask test` sets the environment:
 //
-//   MOA_CHROMIUM  the browser that tests/web/vulkan_shim.c was put into (cargo xtask setup)
-//   LVP_SO        the Vulkan driver that the shim forwards to
+//   MOA_CHROMIUM        the browser that tests/web/vulkan_shim.c was put into (cargo xtask setup)
+//   LVP_SO              the Vulkan driver that the shim forwards to
+//   MOA_CHROMIUM_PLAIN  Chromium as it is installed: it has SwiftShader, without f16 and slow, for tiny shapes
 
 import assert from "node:assert/strict";
 
@@ -23,11 +24,11 @@ export function required(name) {
   return value;
 }
 
-/** Starts a browser; without WebGPU if asked. */
-export function launch({ webgpu = true } = {}) {
+/** Starts a browser; without WebGPU, or on SwiftShader, if asked. */
+export function launch({ webgpu = true, swiftshader = false } = {}) {
   required("LVP_SO");
   return chromium.launch({
-    executablePath: required("MOA_CHROMIUM"),
+    executablePath: required(swiftshader ? "MOA_CHROMIUM_PLAIN" : "MOA_CHROMIUM"),
     args: [...FLAGS, webgpu ? "--enable-unsafe-webgpu" : "--disable-features=WebGPU"],
     env: process.env,
   });

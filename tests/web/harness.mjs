@@ -1,6 +1,6 @@
 // A server with everything that the tests in this folder load, and a page on which they call the package:
 //
-//   /          the bundle in MOA_BUNDLE, with the chat page in its folder web/
+//   /          a bundle, by default that in MOA_BUNDLE, with the chat page in its folder web/
 //   /harness/  an empty page with the package as `globalThis.moa`
 //   /flipped/  the same bundle with one bit of its weights turned over
 
@@ -25,8 +25,7 @@ export function recorded() {
 }
 
 /** Starts the server; `requests` lists every path that was asked for. */
-export async function start() {
-  const bundle = required("MOA_BUNDLE");
+export async function start(bundle = required("MOA_BUNDLE")) {
   await bundlePackage();
   const requests = [];
   const server = await serve(bundle, {

@@ -18,6 +18,9 @@ const MESA_OLDEST_MAJOR: u32 = 25;
 /// The Debian release that the pinned package is built for.
 const CODENAME: &str = "bookworm";
 
+/// Where Debian puts its Chromium.
+pub(crate) const CHROMIUM: &str = "/usr/lib/chromium";
+
 /// What the tests need to know of the software GPU.
 pub(crate) struct Graphics {
     /// Value for `VK_ICD_FILENAMES`: native programs then see lavapipe and nothing else.
@@ -165,9 +168,10 @@ fn write_icd(file: &Path, library: &Path) -> Result<()> {
 /// Copies Debian's Chromium (by hard links where that works) and puts the shim in SwiftShader's place.
 fn copy_chromium(workspace: &Workspace) -> Result<()> {
     let sh = &workspace.shell;
-    let original = Path::new("/usr/lib/chromium");
-    let binary = fs::metadata(original.join("chromium"))
-        .context("/usr/lib/chromium/chromium is missing; install Debian's package chromium")?;
+    let original = Path::new(CHROMIUM);
+    let binary = fs::metadata(original.join("chromium")).with_context(|| {
+        format!("{CHROMIUM}/chromium is missing; install Debian's package chromium")
+    })?;
     let source = workspace.root.join("tests/web/vulkan_shim.c");
     let copy = workspace.tools().join("chromium");
     // Chromium loads both files by these names.

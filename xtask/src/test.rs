@@ -180,6 +180,10 @@ fn e2e(workspace: &Workspace) -> Result<()> {
         sh.push_env("MOA_COMPILE", binaries.join("moa-compile")),
         sh.push_env("MOA_BUNDLE", workspace.root.join(DEMO_BUNDLE)),
         sh.push_env("MOA_CHROMIUM", &gpu.chromium),
+        sh.push_env(
+            "MOA_CHROMIUM_PLAIN",
+            format!("{}/chromium", graphics::CHROMIUM),
+        ),
         sh.push_env("LVP_SO", &gpu.driver),
     ];
     let tests = std::fs::read_dir(workspace.root.join("tests/web"))?

@@ -1,0 +1,97 @@
+// A random model of three layers on SwiftShader, which has neither f16 nor fast barriers: what any WebGPU device can do.
+// Its bundle has no tokenizer, so it serves token ids alone. The logits are compared with the compiler's CPU path.
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { fileURLToPath } from "node:url";
+
+import { launch, openPage, required } from "./browser.mjs";
+import { start } from "./harness.mjs";
+
+/** Largest difference of a logit: K and V are f16 in the browser and f32 on the CPU. */
+const TOLERANCE = 5e-3;
+
+const model = fileURLToPath(new URL("../fixtures/tiny-llama", import.meta.url));
+const { num_hidden_layers: layers, num_key_value_heads: kvHeads, vocab_size: vocab } = JSON.parse(readFileSync(join(model, "config.json"), "utf8"));
+// Spans shorter than the prompt, different for every head.
+const plan = { sink: 8, block: 8, spans: Array.from({ length: layers }, (_, l) => Array.from({ length: kvHeads }, (_, h) => 16 + 8 * (l + 2 * h))) };
+const ids = Array.from({ length: 100 }, (_, i) => (i * 37 + 11) % vocab);
+
+let folder, server, browser, page;
+before(async () => {
+  folder = mkdtempSync(join(tmpdir(), "moa-tiny-"));
+  writeFileSync(join(folder, "plan.json"), JSON.stringify(plan));
+  writeFileSync(join(folder, "ids.json"), JSON.stringify(ids));
+  run("build", model, "--plan", join(folder, "plan.json"), "--quant", "f16", "--out", join(folder, "bundle"));
+  server = await start(join(folder, "bundle"));
+  browser = await launch({ swiftshader: true });
+  page = await openPage(browser, `${server.url}/harness/`);
+  await page.waitForFunction(() => globalThis.moa);
+}, { timeout: 120_000 });
+after(async () => {
+  await browser?.close();
+  server?.close();
+  if (folder) rmSync(folder, { recursive: true });
+});
+
+function run(...args) {
+  return execFileSync(required("MOA_COMPILE"), ["--quiet", ...args], { stdio: ["ignore", "pipe", "inherit"], maxBuffer: 1 << 28 });
+}
+
+/** The last row of the tensor `logits` in a safetensors file. */
+function lastLogits(file) {
+  const bytes = readFileSync(file);
+  const headerLength = Number(bytes.readBigUInt64LE(0));
+  const { logits } = JSON.parse(bytes.subarray(8, 8 + headerLength).toString());
+  const [rows, columns] = logits.shape;
+  const start = 8 + headerLength + logits.data_offsets[0] + (rows - 1) * columns * 4;
+  return Array.from({ length: columns }, (_, i) => bytes.readFloatLE(start + 4 * i));
+}
+
+function cpuLogits(planName) {
+  const out = join(folder, "logits.safetensors");
+  run("logits", join(folder, "bundle"), "--ids", join(folder, "ids.json"), "--plan", planName, "--context", "128", "--out", out);
+  return lastLogits(out);
+}
+
+const difference = (a, b) => Math.max(...a.map((value, i) => Math.abs(value - b[i])));
+
+test("logits are those of the CPU, under the plan and dense, and the plan matters", { timeout: 300_000 }, async () => {
+  const default_plan = server.manifest.default_plan;
+  const inBrowser = await page.evaluate(async ([model, ids]) => {
+    const logits = {};
+    for (const plan of [undefined, "dense"]) {
+      const engine = await moa.createEngine({ model, contextLength: 128, ...(plan ? { plan } : {}) });
+      logits[plan ?? "plan"] = [...await engine.logits(ids)];
+      await engine.unload();
+    }
+    return logits;
+  }, [`${server.url}/manifest.json`, ids]);
+  const planned = difference(inBrowser.plan, cpuLogits(default_plan));
+  const dense = difference(inBrowser.dense, cpuLogits("dense"));
+  const between = difference(inBrowser.plan, inBrowser.dense);
+  console.log(`largest difference: plan ${planned.toExponential(2)}, dense ${dense.toExponential(2)}; plan against dense ${between.toExponential(2)}`);
+  assert.ok(planned < TOLERANCE && dense < TOLERANCE);
+  assert.ok(between > 4 * TOLERANCE, "the comparison could see a wrong mask");
+});
+
+test("ids in, ids out; text is refused with a hint", { timeout: 120_000 }, async () => {
+  const result = await page.evaluate(async ([model, ids]) => {
+    const engine = await moa.createEngine({ model, contextLength: 128 });
+    const made = [];
+    for await (const event of engine.generate({ ids, maxTokens: 6, stopIds: [] })) if (event.kind === "tokens") made.push(...event.ids);
+    const refused = await engine.chat.completions.create({ messages: [{ role: "user", content: "x" }] }).catch((error) => ({ code: error.code, hint: error.hint }));
+    await engine.unload();
+    const dead = await engine.logits(ids).catch((error) => error.code);
+    return { made, refused, dead };
+  }, [`${server.url}/manifest.json`, ids]);
+  assert.equal(result.made.length, 6);
+  assert.ok(result.made.every((id) => id < vocab));
+  assert.equal(result.refused.code, "no-tokenizer");
+  assert.match(result.refused.hint, /generate/);
+  assert.equal(result.dead, "unloaded");
+});
