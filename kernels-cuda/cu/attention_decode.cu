@@ -8,7 +8,7 @@
 // heads_parts: [batch, heads] HeadParts: first and stride count rows of `partials`
 //
 // A part is an even share of the keys that are visible now: the sink's, then the window's; no other slot is read. A warp takes 16 keys at a
-// time straight from memory into the operands of m16n8k16 products (rows 8 to 15 of the queries' side are empty): sums over
+// time into the operands of m16n8k16 products (rows 8 to 15 of the queries' side are empty): sums over
 // channels may run in any order, so a lane's 16 bytes of K are the operand as they are, with q permuted alike; of V a lane
 // holds 8 channels of 4 keys and pairs up keys. Numerics: f32 scores and sums, running maximum, probabilities rounded to 16 bits.
 // Twin: reference/src/attention_decode.rs.
@@ -21,6 +21,7 @@ typedef unsigned long long u64;
 #define PANELS (HEAD_DIM / 64u)     // V: 64 channels, 8 a lane group
 #define ROW_WORDS (HEAD_DIM / 8u)   // uint4 a slot
 #define PARTIAL (HEAD_DIM + 2u)
+#define FETCHES (2u * CHUNKS + 4u * PANELS) // 16 bytes each, of a thread for 16 keys
 #define NO_MAX -1e30f
 
 __device__ __forceinline__ float exp2_fast(float x) {
@@ -29,11 +30,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
-__device__ __forceinline__ uint4 load_once(const uint4* p) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
+// A thread's own way through shared memory: it reads back what it asked for itself, so that waiting needs no barrier.
+__device__ __forceinline__ void fetch(u32 to, const uint4* from) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
 }
+__device__ __forceinline__ void fetch_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING>
+__device__ __forceinline__ void fetch_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory"); }
 
 #if ELEMENT_BF16
 #define MMA_TYPES "bf16.bf16"
@@ -59,7 +62,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_decode(
     const uint4* __restrict__ q, const uint4* __restrict__ k, const uint4* __restrict__ v, const HeadSpan* __restrict__ spans,
     const u32* __restrict__ lens, const u32* __restrict__ requests, const DecodeItem* __restrict__ items, float* __restrict__ partials,
     u32 heads, u32 kv_heads, u32 group, float scale) {
-    __shared__ float joined[WARPS][8][PARTIAL];
+    // DECODE_STAGES x FETCHES x threads of uint4; afterwards the warps' results.
+    extern __shared__ uint4 stages[];
+    float(*joined)[8][PARTIAL] = (float(*)[8][PARTIAL])stages;
     DecodeItem item = items[blockIdx.x];
     u32 request = requests[blockIdx.x];
     HeadSpan span = spans[request * kv_heads + item.kv_head];
@@ -99,21 +104,44 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_decode(
 #pragma unroll
             for (u32 e = 0; e < 4u; ++e) out[i][j][e] = 0.0f;
 
+    u32 mine_at = (u32)__cvta_generic_to_shared(stages) + threadIdx.x * 16u;
+    auto fetch_keys = [&](u32 at, u32 stage) {
+        u32 to = mine_at + stage * (FETCHES * WARPS * 512u);
+        if (at < end) {
+#pragma unroll
+            for (u32 j = 0; j < 2u; ++j) {
+                const uint4* from = k + slot(at + 8u * j + eighth) * ROW_WORDS + quad;
+#pragma unroll
+                for (u32 c = 0; c < CHUNKS; ++c, to += WARPS * 512u) fetch(to, from + 4u * c);
+            }
+            // Keys 2t, 2t + 1, 2t + 8, 2t + 9.
+#pragma unroll
+            for (u32 j = 0; j < 4u; ++j) {
+                const uint4* from = v + slot(at + 2u * quad + j % 2u + j / 2u * 8u) * ROW_WORDS + eighth;
+#pragma unroll
+                for (u32 i = 0; i < PANELS; ++i, to += WARPS * 512u) fetch(to, from + 8u * i);
+            }
+        }
+        fetch_commit();
+    };
+    u32 stage = 0;
+#pragma unroll
+    for (u32 ahead = 0; ahead < DECODE_STAGES - 1u; ++ahead) fetch_keys(first + warp * 16u + ahead * WARPS * 16u, ahead);
+
     for (u32 at = first + warp * 16u; at < end; at += WARPS * 16u) {
+        fetch_keys(at + (DECODE_STAGES - 1u) * WARPS * 16u, stage == 0u ? DECODE_STAGES - 1u : stage - 1u);
+        fetch_wait<DECODE_STAGES - 1>();
+        const uint4* own = stages + stage * (FETCHES * WARPS * 32u) + threadIdx.x;
+        stage = stage + 1u == DECODE_STAGES ? 0u : stage + 1u;
         uint4 keys[2][CHUNKS], values[4][PANELS];
 #pragma unroll
-        for (u32 j = 0; j < 2u; ++j) {
-            const uint4* from = k + slot(at + 8u * j + eighth) * ROW_WORDS + quad;
+        for (u32 j = 0; j < 2u; ++j)
 #pragma unroll
-            for (u32 c = 0; c < CHUNKS; ++c) keys[j][c] = load_once(from + 4u * c);
-        }
-        // Keys 2t, 2t + 1, 2t + 8, 2t + 9.
+            for (u32 c = 0; c < CHUNKS; ++c) keys[j][c] = own[(j * CHUNKS + c) * WARPS * 32u];
 #pragma unroll
-        for (u32 j = 0; j < 4u; ++j) {
-            const uint4* from = v + slot(at + 2u * quad + j % 2u + j / 2u * 8u) * ROW_WORDS + eighth;
+        for (u32 j = 0; j < 4u; ++j)
 #pragma unroll
-            for (u32 i = 0; i < PANELS; ++i) values[j][i] = load_once(from + 8u * i);
-        }
+            for (u32 i = 0; i < PANELS; ++i) values[j][i] = own[(2u * CHUNKS + j * PANELS + i) * WARPS * 32u];
         float scores[2][4];
 #pragma unroll
         for (u32 j = 0; j < 2u; ++j) {
@@ -169,6 +197,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_decode(
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
 
+    fetch_wait<0>();
+    __syncthreads();
     // Column 2t + e of product i is channel 8 (2t + e) + i of its panel.
     float* mine = joined[warp][eighth];
 #pragma unroll
@@ -204,29 +234,37 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_decode(
     }
 }
 
-// Joins the parts of each query head, in order: a warp a head. HEAD_DIM / 32 channels a lane.
+// Joins the parts of each query head in a fixed order: a block a head, each warp every fourth part.
 extern "C" __global__ void __launch_bounds__(128) attention_decode_join(
-    const float* __restrict__ partials, const HeadParts* __restrict__ heads_parts, u32* __restrict__ out, u32 count) {
-    u32 head = blockIdx.x * 4u + threadIdx.x / 32u, lane = threadIdx.x % 32u;
-    if (head >= count) return;
-    HeadParts parts = heads_parts[head];
+    const float* __restrict__ partials, const HeadParts* __restrict__ heads_parts, u32* __restrict__ out) {
+    __shared__ float joined[WARPS][PARTIAL];
+    u32 warp = threadIdx.x / 32u, lane = threadIdx.x % 32u;
+    HeadParts parts = heads_parts[blockIdx.x];
     float top = NO_MAX;
-    for (u32 i = lane; i < parts.parts; i += 32u) top = fmaxf(top, partials[(u64)(parts.first + i * parts.stride) * PARTIAL + HEAD_DIM]);
+    for (u32 i = threadIdx.x % 32u; i < parts.parts; i += 32u) top = fmaxf(top, partials[(u64)(parts.first + i * parts.stride) * PARTIAL + HEAD_DIM]);
     for (u32 mask = 16; mask > 0; mask /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, mask));
     float sum = 0.0f, values[HEAD_DIM / 32u];
 #pragma unroll
-    for (u32 i = 0; i < HEAD_DIM / 32u; ++i) values[i] = 0.0f;
-    for (u32 i = 0; i < parts.parts; ++i) {
+    for (u32 c = 0; c < HEAD_DIM / 32u; ++c) values[c] = 0.0f;
+#pragma unroll 4
+    for (u32 i = warp; i < parts.parts; i += WARPS) {
         const float* from = partials + (u64)(parts.first + i * parts.stride) * PARTIAL;
         float factor = exp2_fast(from[HEAD_DIM] - top);
         sum += factor * from[HEAD_DIM + 1u];
 #pragma unroll
-        for (u32 c = 0; c < HEAD_DIM / 64u; ++c) {
-            values[2u * c] += factor * from[64u * c + 2u * lane];
-            values[2u * c + 1u] += factor * from[64u * c + 2u * lane + 1u];
-        }
+        for (u32 c = 0; c < HEAD_DIM / 32u; ++c) values[c] += factor * from[32u * c + lane];
     }
 #pragma unroll
-    for (u32 c = 0; c < HEAD_DIM / 64u; ++c)
-        out[(u64)head * (HEAD_DIM / 2u) + 32u * c + lane] = pack(values[2u * c] / sum, values[2u * c + 1u] / sum);
+    for (u32 c = 0; c < HEAD_DIM / 32u; ++c) joined[warp][32u * c + lane] = values[c];
+    if (lane == 0u) joined[warp][HEAD_DIM] = sum;
+    __syncthreads();
+    if (threadIdx.x >= HEAD_DIM / 2u) return;
+    float all = 0.0f, low = 0.0f, high = 0.0f;
+#pragma unroll
+    for (u32 w = 0; w < WARPS; ++w) {
+        all += joined[w][HEAD_DIM];
+        low += joined[w][2u * threadIdx.x];
+        high += joined[w][2u * threadIdx.x + 1u];
+    }
+    out[(u64)blockIdx.x * (HEAD_DIM / 2u) + threadIdx.x] = pack(low / all, high / all);
 }

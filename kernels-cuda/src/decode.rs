@@ -7,7 +7,7 @@ use moa_mask::{HeadMask, RingLayout};
 
 use crate::extent::check_len;
 use crate::launch::{self, Arg, Grid};
-use crate::source::{Kernel, KernelConfig};
+use crate::source::{DECODE_STAGES, Kernel, KernelConfig};
 use crate::{Buffer, CudaError, Element, Gpu, Result};
 
 /// Query heads that one item serves at most: rows of a tensor core product.
@@ -57,33 +57,52 @@ fn work_list(shape: DecodeShape, requests: &[DecodeRequest], blocks: u32) -> Wor
     let chunk = all.div_ceil(u64::from(blocks.max(1))).max(LEAST_KEYS);
     let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
     let mut list = WorkList::default();
+    // Long parts first, so that the last blocks to run are the short ones.
+    let mut order = Vec::new();
     for (index, request) in requests.iter().enumerate() {
         for (kv_head, (mask, layout, _)) in request.heads.iter().enumerate() {
-            let parts =
-                u32::try_from(keys(mask, layout).div_ceil(chunk).max(1)).unwrap_or(u32::MAX);
-            for first in (0..group).step_by(HEADS_PER_ITEM as usize) {
-                let begin = count(list.items.len());
-                for part in 0..parts {
-                    list.requests.push(count(index));
-                    list.items.push(DecodeItem {
-                        kv_head: count(kv_head),
-                        first_head: count(kv_head) * group + first,
-                        part,
-                        parts,
-                    });
-                }
-                for row in 0..HEADS_PER_ITEM.min(group - first) {
-                    list.heads.push(HeadParts {
-                        first: begin * HEADS_PER_ITEM + row,
-                        stride: HEADS_PER_ITEM,
-                        parts,
-                        reserved: 0,
-                    });
-                }
+            let parts = keys(mask, layout).div_ceil(chunk).max(1);
+            let share = keys(mask, layout).div_ceil(parts);
+            order.push((
+                std::cmp::Reverse(share),
+                count(index),
+                count(kv_head),
+                u32::try_from(parts).unwrap_or(u32::MAX),
+            ));
+        }
+    }
+    order.sort_unstable();
+    list.heads = vec![HeadParts::default(); requests.len() * shape.heads as usize];
+    for (_, request, kv_head, parts) in order {
+        for first in (0..group).step_by(HEADS_PER_ITEM as usize) {
+            let begin = count(list.items.len());
+            let first_head = kv_head * group + first;
+            for part in 0..parts {
+                list.requests.push(request);
+                list.items.push(DecodeItem {
+                    kv_head,
+                    first_head,
+                    part,
+                    parts,
+                });
+            }
+            for row in 0..HEADS_PER_ITEM.min(group - first) {
+                let head = request as usize * shape.heads as usize + (first_head + row) as usize;
+                list.heads[head] = HeadParts {
+                    first: begin * HEADS_PER_ITEM + row,
+                    stride: HEADS_PER_ITEM,
+                    parts,
+                    reserved: 0,
+                };
             }
         }
     }
     list
+}
+
+/// Bytes on their way: 16 keys of K and of V a warp and stage, 4 warps.
+const fn shared_bytes(head_dim: u32) -> u32 {
+    DECODE_STAGES * 4 * 16 * 2 * 2 * head_dim
 }
 
 /// Decode attention of one layer for a batch whose caches lie where they lie.
@@ -165,8 +184,8 @@ impl Decode {
                 });
             }
         }
-        // Several waves of several blocks a multiprocessor, so that the last wave is a small part.
-        let list = work_list(shape, requests, gpu.info().multiprocessors * 16);
+        // Two blocks run at a time on a multiprocessor; of four waves the last is a small part.
+        let list = work_list(shape, requests, gpu.info().multiprocessors * 8);
         let config = KernelConfig {
             head_dim: shape.head_dim,
             element: T::TYPE,
@@ -179,7 +198,7 @@ impl Decode {
             batch: requests.len(),
             slots,
             items: u32::try_from(list.items.len()).unwrap_or(u32::MAX),
-            decode: launch::function(&module, "attention_decode", 0)?,
+            decode: launch::function(&module, "attention_decode", shared_bytes(shape.head_dim))?,
             join: launch::function(&module, "attention_decode_join", 0)?,
             spans: gpu.upload(cast_slice(&spans))?,
             requests: gpu.upload(&list.requests)?,
@@ -227,7 +246,7 @@ impl Decode {
             Grid {
                 blocks: (self.items, 1),
                 threads: 128,
-                shared_bytes: 0,
+                shared_bytes: shared_bytes(shape.head_dim),
             },
             &[
                 Arg::read(stream, q),
@@ -250,7 +269,7 @@ impl Decode {
             &self.join,
             "launching attention_decode_join",
             Grid {
-                blocks: (count.div_ceil(4), 1),
+                blocks: (count, 1),
                 threads: 128,
                 shared_bytes: 0,
             },
@@ -258,7 +277,6 @@ impl Decode {
                 Arg::read(stream, &self.partials),
                 Arg::read(stream, &self.head_parts),
                 Arg::write(stream, out),
-                Arg::U32(count),
             ],
         )
     }

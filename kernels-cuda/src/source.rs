@@ -42,6 +42,9 @@ pub enum Kernel {
 pub(crate) const KV_CONSUMERS: u32 = 2;
 pub(crate) const KV_STAGES: u32 = 3;
 
+/// Strips of 16 keys that a warp of decode attention has on their way.
+pub(crate) const DECODE_STAGES: u32 = 3;
+
 impl Kernel {
     /// Every kernel.
     pub const ALL: &[Self] = &[
@@ -99,6 +102,7 @@ impl Kernel {
             ("STAGES", stages(config.head_dim)),
             ("KV_CONSUMERS", KV_CONSUMERS),
             ("KV_STAGES", KV_STAGES),
+            ("DECODE_STAGES", DECODE_STAGES),
         ];
         let mut text = abi::cuda_prelude();
         for (name, value) in defines {

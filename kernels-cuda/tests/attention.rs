@@ -185,7 +185,7 @@ fn results<T: Value>(
                 0 => Tolerance::new(1.5 * step, step),
                 1 => Tolerance::new(2e-5, 1e-5),
                 _ => Tolerance::new(
-                    1e-5 + 1.5 * step * f64::from(logits).sqrt() * largest,
+                    1e-5 + 3.0 * step * f64::from(logits).sqrt() * largest,
                     2.0 * step,
                 ),
             };

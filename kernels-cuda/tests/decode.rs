@@ -75,7 +75,7 @@ fn both<T: Value>(gpu: &Gpu, case: &Case, seed: u64, wrong: &[HeadMask]) -> (Vec
                 // One more on each side, so that a wrong window finds values to be wrong with.
                 let wider = HeadMask {
                     sink: mask.sink,
-                    window: mask.window + 1,
+                    window: mask.window.saturating_add(1),
                 };
                 if layout
                     .position(slot, len)
