@@ -21,7 +21,6 @@ typedef unsigned long long u64;
 #define PANELS (HEAD_DIM / 64u)     // V: 64 channels, 8 a lane group
 #define ROW_WORDS (HEAD_DIM / 8u)   // uint4 a slot
 #define PARTIAL (HEAD_DIM + 2u)
-#define FETCHES (2u * CHUNKS + 4u * PANELS) // 16 bytes each, of a thread for 16 keys
 #define NO_MAX -1e30f
 
 __device__ __forceinline__ float exp2_fast(float x) {
@@ -30,7 +29,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
-// A thread's own way through shared memory: it reads back what it asked for itself, so that waiting needs no barrier.
+// A warp's own way through shared memory: whole slots, 512 bytes an instruction.
 __device__ __forceinline__ void fetch(u32 to, const uint4* from) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
 }
@@ -62,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_decode(
     const uint4* __restrict__ q, const uint4* __restrict__ k, const uint4* __restrict__ v, const HeadSpan* __restrict__ spans,
     const u32* __restrict__ lens, const u32* __restrict__ requests, const DecodeItem* __restrict__ items, float* __restrict__ partials,
     u32 heads, u32 kv_heads, u32 group, float scale) {
-    // DECODE_STAGES x FETCHES x threads of uint4; afterwards the warps' results.
+    // By warp and stage; afterwards the warps' results.
     extern __shared__ uint4 stages[];
     float(*joined)[8][PARTIAL] = (float(*)[8][PARTIAL])stages;
     DecodeItem item = items[blockIdx.x];
@@ -104,22 +103,21 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_decode(
 #pragma unroll
             for (u32 e = 0; e < 4u; ++e) out[i][j][e] = 0.0f;
 
-    u32 mine_at = (u32)__cvta_generic_to_shared(stages) + threadIdx.x * 16u;
+    // A stage of a warp: 16 slots of K, 16 of V. 16-byte pieces are swizzled so that the reads below meet no bank twice.
+    constexpr u32 STAGE = 32u * ROW_WORDS, SLOTS_AT_ONCE = 32u / ROW_WORDS;
+    u32 warp_at = warp * DECODE_STAGES * STAGE;
+    u32 base_at = (u32)__cvta_generic_to_shared(stages) + warp_at * 16u;
+    auto k_piece = [](u32 row, u32 piece) { return row * ROW_WORDS + (piece ^ ((row & 1u) << 2)); };
+    auto v_piece = [](u32 row, u32 piece) { return (16u + row) * ROW_WORDS + (piece ^ (row & 6u)); };
     auto fetch_keys = [&](u32 at, u32 stage) {
-        u32 to = mine_at + stage * (FETCHES * WARPS * 512u);
         if (at < end) {
+            u32 to = base_at + stage * STAGE * 16u, piece = lane % ROW_WORDS;
 #pragma unroll
-            for (u32 j = 0; j < 2u; ++j) {
-                const uint4* from = k + slot(at + 8u * j + eighth) * ROW_WORDS + quad;
-#pragma unroll
-                for (u32 c = 0; c < CHUNKS; ++c, to += WARPS * 512u) fetch(to, from + 4u * c);
-            }
-            // Keys 2t, 2t + 1, 2t + 8, 2t + 9.
-#pragma unroll
-            for (u32 j = 0; j < 4u; ++j) {
-                const uint4* from = v + slot(at + 2u * quad + j % 2u + j / 2u * 8u) * ROW_WORDS + eighth;
-#pragma unroll
-                for (u32 i = 0; i < PANELS; ++i, to += WARPS * 512u) fetch(to, from + 8u * i);
+            for (u32 i = 0; i < 16u / SLOTS_AT_ONCE; ++i) {
+                u32 row = i * SLOTS_AT_ONCE + lane / ROW_WORDS;
+                u64 from = slot(at + row) * ROW_WORDS + piece;
+                fetch(to + k_piece(row, piece) * 16u, k + from);
+                fetch(to + v_piece(row, piece) * 16u, v + from);
             }
         }
         fetch_commit();
@@ -129,19 +127,22 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_decode(
     for (u32 ahead = 0; ahead < DECODE_STAGES - 1u; ++ahead) fetch_keys(first + warp * 16u + ahead * WARPS * 16u, ahead);
 
     for (u32 at = first + warp * 16u; at < end; at += WARPS * 16u) {
+        __syncwarp();
         fetch_keys(at + (DECODE_STAGES - 1u) * WARPS * 16u, stage == 0u ? DECODE_STAGES - 1u : stage - 1u);
         fetch_wait<DECODE_STAGES - 1>();
-        const uint4* own = stages + stage * (FETCHES * WARPS * 32u) + threadIdx.x;
+        __syncwarp();
+        const uint4* own = stages + warp_at + stage * STAGE;
         stage = stage + 1u == DECODE_STAGES ? 0u : stage + 1u;
         uint4 keys[2][CHUNKS], values[4][PANELS];
 #pragma unroll
         for (u32 j = 0; j < 2u; ++j)
 #pragma unroll
-            for (u32 c = 0; c < CHUNKS; ++c) keys[j][c] = own[(j * CHUNKS + c) * WARPS * 32u];
+            for (u32 c = 0; c < CHUNKS; ++c) keys[j][c] = own[k_piece(8u * j + eighth, 4u * c + quad)];
+        // Keys 2t, 2t + 1, 2t + 8, 2t + 9.
 #pragma unroll
         for (u32 j = 0; j < 4u; ++j)
 #pragma unroll
-            for (u32 i = 0; i < PANELS; ++i) values[j][i] = own[(2u * CHUNKS + j * PANELS + i) * WARPS * 32u];
+            for (u32 i = 0; i < PANELS; ++i) values[j][i] = own[v_piece(2u * quad + j % 2u + j / 2u * 8u, 8u * i + eighth)];
         float scores[2][4];
 #pragma unroll
         for (u32 j = 0; j < 2u; ++j) {

@@ -1,6 +1,6 @@
 //! Times the kernels beside their floors: checks first, then events, inputs rotated so that nothing sits in L2.
 //!
-//! `bench [seconds of timing a row]`; without a device it says why and does nothing.
+//! `bench [influence | decode | attention]`, all of them by default; without a device it says why and does nothing.
 
 #![expect(
     clippy::print_stdout,
@@ -41,12 +41,26 @@ fn main() {
         }
     };
     println!("{:?}", gpu.info());
-    check(&gpu);
+    let wanted = std::env::args().nth(1);
+    let wants = |name: &str| wanted.as_deref().is_none_or(|wanted| wanted == name);
+    if wants("influence") {
+        influence(&gpu);
+    }
+    if wants("decode") {
+        decode(&gpu);
+    }
+    if wants("attention") {
+        attention(&gpu);
+    }
+}
+
+fn influence(gpu: &Gpu) {
+    check(gpu);
     println!(
         "influence, bf16, one layer, B=1; floor: 2 products over the causal half at {TFLOPS} TFLOP/s"
     );
     println!("| heads | KV | D | S | ms | floor ms | TFLOP/s | workspace MiB | input MiB |");
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     for (heads, kv_heads, head_dim, len) in [
         (32, 32, 128, 2048),
         (32, 32, 128, 4096),
@@ -68,9 +82,11 @@ fn main() {
             sink: 64,
             layout: Layout::HeadsFirst,
         };
-        time(&gpu, shape);
+        time(gpu, shape);
     }
-    decode(&gpu);
+}
+
+fn attention(gpu: &Gpu) {
     println!("attention, bf16, one layer, B=1, sink 64; visible: work counted by visible pairs");
     println!(
         "| heads | KV | D | S | kv_density | attention_density | forward ms | TFLOP/s visible | backward ms | TFLOP/s visible |"
@@ -79,7 +95,7 @@ fn main() {
     for len in [8192, 32768] {
         for kv_heads in [32, 8] {
             for density in [1.0, 0.5, 0.25] {
-                time_attention(&gpu, kv_heads, len, density);
+                time_attention(gpu, kv_heads, len, density);
             }
         }
     }

@@ -185,7 +185,7 @@ impl Decode {
             }
         }
         // Two blocks run at a time on a multiprocessor; of four waves the last is a small part.
-        let list = work_list(shape, requests, gpu.info().multiprocessors * 8);
+        let list = work_list(shape, requests, gpu.info().multiprocessors * 4);
         let config = KernelConfig {
             head_dim: shape.head_dim,
             element: T::TYPE,
