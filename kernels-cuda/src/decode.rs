@@ -42,6 +42,35 @@ struct WorkList {
     heads: Vec<HeadParts>,
 }
 
+/// The fewest keys of a part with which there are no more than `blocks` parts in all. Where heads alone are nearly as many, four
+/// times the blocks: the last of several waves is then a small part.
+fn chunk(lengths: &[u64], runs: u64, blocks: u32) -> u64 {
+    let heads = lengths.len() as u64 * runs;
+    let blocks = u64::from(blocks.max(1));
+    let limit = if heads * 4 > blocks {
+        (4 * blocks).max(heads)
+    } else {
+        blocks
+    };
+    let (mut low, mut high) = (
+        LEAST_KEYS,
+        lengths.iter().copied().max().unwrap_or(0).max(LEAST_KEYS),
+    );
+    while low < high {
+        let middle = u64::midpoint(low, high);
+        let parts: u64 = lengths
+            .iter()
+            .map(|&keys| keys.div_ceil(middle).max(1) * runs)
+            .sum();
+        if parts <= limit {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    low
+}
+
 /// Cuts every request's KV heads into parts of about the same number of keys, so that `blocks` blocks have work.
 fn work_list(shape: DecodeShape, requests: &[DecodeRequest], blocks: u32) -> WorkList {
     let group = shape.heads / shape.kv_heads;
@@ -49,12 +78,12 @@ fn work_list(shape: DecodeShape, requests: &[DecodeRequest], blocks: u32) -> Wor
     let keys = |mask: &HeadMask, layout: &RingLayout| {
         u64::from(mask.window.min(layout.ring)) + u64::from(layout.sink)
     };
-    let all: u64 = requests
+    let lengths: Vec<u64> = requests
         .iter()
         .flat_map(|request| &request.heads)
-        .map(|(mask, layout, _)| keys(mask, layout) * runs)
-        .sum();
-    let chunk = all.div_ceil(u64::from(blocks.max(1))).max(LEAST_KEYS);
+        .map(|(mask, layout, _)| keys(mask, layout))
+        .collect();
+    let chunk = chunk(&lengths, runs, blocks);
     let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
     let mut list = WorkList::default();
     // Long parts first, so that the last blocks to run are the short ones.
@@ -184,8 +213,8 @@ impl Decode {
                 });
             }
         }
-        // Two blocks run at a time on a multiprocessor; of four waves the last is a small part.
-        let list = work_list(shape, requests, gpu.info().multiprocessors * 4);
+        // Two blocks run at a time on a multiprocessor.
+        let list = work_list(shape, requests, gpu.info().multiprocessors * 2);
         let config = KernelConfig {
             head_dim: shape.head_dim,
             element: T::TYPE,
@@ -304,7 +333,10 @@ mod tests {
                         .collect(),
                 })
                 .to_vec();
-            let list = work_list(shape, &requests, 132);
+            let list = work_list(shape, &requests, 264);
+            let heads_alone = 3 * kv_heads * (heads / kv_heads).div_ceil(HEADS_PER_ITEM);
+            let limit = if heads_alone * 4 > 264 { 4 * 264 } else { 264 };
+            assert!(list.items.len() <= limit as usize);
             assert_eq!(list.requests.len(), list.items.len());
             assert_eq!(list.heads.len(), 3 * heads as usize);
             for (index, head) in list.heads.iter().enumerate() {
