@@ -90,34 +90,24 @@ fn sample(
     let prose = Prose::new(STORIES, rng.clone());
     // The prose has its own copy of the generator; what follows must not repeat its numbers.
     rng.set_stream(1);
-    let (question, depth, filler) = match kind {
+    let cast = prose.cast();
+    let (question, depth, lines) = match kind {
         Kind::Prose => return plain(tokenizer, prose, length),
         Kind::Lines => {
             let (lines, question) = LineWriter::new(rng);
-            (question, depth, Filler::Lines { lines, rest: prose })
+            (question, depth, Some(lines))
         }
-        Kind::Needle => (
-            questions::needle(prose.cast(), &mut rng),
-            depth,
-            Filler::Prose(prose),
-        ),
-        Kind::Passkey => (
-            questions::code(prose.cast(), &mut rng),
-            depth,
-            Filler::Prose(prose),
-        ),
-        Kind::Start => (
-            questions::start(prose.cast(), &mut rng),
-            0.0,
-            Filler::Prose(prose),
-        ),
+        Kind::Needle => (questions::needle(cast, &mut rng), depth, None),
+        Kind::Passkey => (questions::code(cast, &mut rng), depth, None),
+        Kind::Start => (questions::start(cast, &mut rng), 0.0, None),
     };
     let mut asked = Asked {
         tokenizer,
         kind,
         question,
         depth,
-        filler,
+        prose,
+        lines,
     };
     fill(&mut asked, length as usize, |needed| {
         CalibrationError::LengthTooSmall {
@@ -160,16 +150,9 @@ struct Asked<'a> {
     question: Question,
     /// Where in the filler the fact stands, 0 to 1.
     depth: f64,
-    filler: Filler,
-}
-
-enum Filler {
-    Prose(Prose),
-    /// Lines, and prose for what is left where no further line fits.
-    Lines {
-        lines: LineWriter,
-        rest: Prose,
-    },
+    prose: Prose,
+    /// Instead of prose, which then fills what is left where no further line fits.
+    lines: Option<LineWriter>,
 }
 
 impl Stretch for Asked<'_> {
@@ -181,15 +164,12 @@ impl Stretch for Asked<'_> {
             answer,
         } = &self.question;
         let at = at_depth(self.depth, units);
-        let text = match &mut self.filler {
-            Filler::Prose(prose) => prose.text(units, words, Some((at, fact))),
-            Filler::Lines { lines, rest } => {
+        let text = match &mut self.lines {
+            None => self.prose.text(units, words, Some((at, fact))),
+            Some(lines) if words == 0 => lines.text(units, at, fact),
+            Some(lines) => {
                 let lines = lines.text(units, at, fact);
-                if words == 0 {
-                    lines
-                } else {
-                    format!("{lines}\n\nRemark: {}", rest.opening(words))
-                }
+                format!("{lines}\n\nRemark: {}", self.prose.opening(words))
             }
         };
         let prompt = format!("{intro}\n\n{text}\n\n{question}");
@@ -205,10 +185,10 @@ impl Stretch for Asked<'_> {
     }
 
     fn max_words(&mut self, units: usize) -> usize {
-        match &mut self.filler {
+        match self.lines {
             // A whole sentence would have been a unit.
-            Filler::Prose(prose) => prose.words_after(units).saturating_sub(1),
-            Filler::Lines { .. } => LineWriter::WORDS,
+            None => self.prose.words_after(units).saturating_sub(1),
+            Some(_) => LineWriter::WORDS,
         }
     }
 }
