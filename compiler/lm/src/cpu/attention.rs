@@ -232,42 +232,45 @@ fn fold(
         shape.softmax_scale(),
         Threads::One,
     );
-    vectorized(|| {
-        let mut q_pos = tile.q_pos;
-        for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
-            if edge {
-                // Between sink and window, and past the query itself.
-                let between =
-                    tile.mask.sink.max(keys.start)..tile.mask.window_start(q_pos).min(keys.end);
-                for hidden in [between, keys.start.max(q_pos + 1)..keys.end] {
-                    if hidden.start < hidden.end {
-                        let (from, to) = (hidden.start - keys.start, hidden.end - keys.start);
-                        scores[from as usize..to as usize].fill(f32::NEG_INFINITY);
+    vectorized(
+        #[inline(always)]
+        || {
+            let mut q_pos = tile.q_pos;
+            for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
+                if edge {
+                    // Between sink and window, and past the query itself.
+                    let between =
+                        tile.mask.sink.max(keys.start)..tile.mask.window_start(q_pos).min(keys.end);
+                    for hidden in [between, keys.start.max(q_pos + 1)..keys.end] {
+                        if hidden.start < hidden.end {
+                            let (from, to) = (hidden.start - keys.start, hidden.end - keys.start);
+                            scores[from as usize..to as usize].fill(f32::NEG_INFINITY);
+                        }
+                    }
+                }
+                q_pos += tile.pos_step;
+                let new_max = max(scores).max(row_max[row]);
+                if new_max == f32::NEG_INFINITY {
+                    // Nothing visible yet (or NaN, which shows in the sum).
+                    let hidden = scores.iter().all(|&score| score == f32::NEG_INFINITY);
+                    scores.fill(if hidden { 0.0 } else { f32::NAN });
+                    if !hidden {
+                        row_sum[row] = f64::NAN;
+                    }
+                    continue;
+                }
+                let rescale = f64::from(row_max[row] - new_max).exp();
+                row_sum[row] = row_sum[row] * rescale + exp_sum(scores, new_max);
+                row_max[row] = new_max;
+                let rescale = to_f32(rescale);
+                if rescale != 1.0 {
+                    for value in &mut o[row * tile.row_stride..][..head_dim] {
+                        *value *= rescale;
                     }
                 }
             }
-            q_pos += tile.pos_step;
-            let new_max = max(scores).max(row_max[row]);
-            if new_max == f32::NEG_INFINITY {
-                // Nothing visible yet (or NaN, which shows in the sum).
-                let hidden = scores.iter().all(|&score| score == f32::NEG_INFINITY);
-                scores.fill(if hidden { 0.0 } else { f32::NAN });
-                if !hidden {
-                    row_sum[row] = f64::NAN;
-                }
-                continue;
-            }
-            let rescale = f64::from(row_max[row] - new_max).exp();
-            row_sum[row] = row_sum[row] * rescale + exp_sum(scores, new_max);
-            row_max[row] = new_max;
-            let rescale = to_f32(rescale);
-            if rescale != 1.0 {
-                for value in &mut o[row * tile.row_stride..][..head_dim] {
-                    *value *= rescale;
-                }
-            }
-        }
-    });
+        },
+    );
     gemm(
         MatrixMut::new(o, tile.rows, head_dim, tile.row_stride),
         Store::Add,

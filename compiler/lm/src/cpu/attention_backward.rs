@@ -171,28 +171,31 @@ impl Layer<'_> {
         }
         e.resize(if self.map.is_some() { width } else { 0 }, 0.0);
         let mask = self.inputs.masks[kv_head];
-        vectorized(|| {
-            for (row, (a, d_a)) in a
-                .chunks_exact_mut(width)
-                .zip(d_a.chunks_exact_mut(width))
-                .enumerate()
-            {
-                let pos = first + row;
-                let lse = self.inputs.lse[pos * heads + head];
-                costs.row(Row { pos, mask, lse }, a, d_a, e);
-                a[pos + 1..].fill(0.0);
-                d_a[pos + 1..].fill(0.0);
-                if let Some((block, side)) = self.map {
-                    for (column, e) in e[..=pos].chunks(block).enumerate() {
-                        let cell = pos / block * side + column;
-                        for &e in e {
-                            abs[cell] += f64::from(e.abs());
-                            signed[cell] += f64::from(e);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, (a, d_a)) in a
+                    .chunks_exact_mut(width)
+                    .zip(d_a.chunks_exact_mut(width))
+                    .enumerate()
+                {
+                    let pos = first + row;
+                    let lse = self.inputs.lse[pos * heads + head];
+                    costs.row(Row { pos, mask, lse }, a, d_a, e);
+                    a[pos + 1..].fill(0.0);
+                    d_a[pos + 1..].fill(0.0);
+                    if let Some((block, side)) = self.map {
+                        for (column, e) in e[..=pos].chunks(block).enumerate() {
+                            let cell = pos / block * side + column;
+                            for &e in e {
+                                abs[cell] += f64::from(e.abs());
+                                signed[cell] += f64::from(e);
+                            }
                         }
                     }
                 }
-            }
-        });
+            },
+        );
         self.flow(mask, first, rows, a, d_a, (q, d_o), k, (d_q, d_k, d_v));
     }
 

@@ -12,17 +12,20 @@ pub(super) fn cross_entropy(logits: &mut [f32], targets: &[u32], scale: f64) -> 
         .zip(targets)
         .map(|(row, &target)| {
             let target = target as usize;
-            vectorized(|| {
-                let score = row[target];
-                let row_max = max(row);
-                let row_sum = exp_sum(row, row_max);
-                let factor = to_f32(scale / row_sum);
-                for value in row.iter_mut() {
-                    *value *= factor;
-                }
-                row[target] -= to_f32(scale);
-                row_sum.ln() + f64::from(row_max) - f64::from(score)
-            })
+            vectorized(
+                #[inline(always)]
+                || {
+                    let score = row[target];
+                    let row_max = max(row);
+                    let row_sum = exp_sum(row, row_max);
+                    let factor = to_f32(scale / row_sum);
+                    for value in row.iter_mut() {
+                        *value *= factor;
+                    }
+                    row[target] -= to_f32(scale);
+                    row_sum.ln() + f64::from(row_max) - f64::from(score)
+                },
+            )
         })
         .collect();
     losses.iter().sum()
@@ -36,26 +39,29 @@ pub(super) fn kl_divergence(teacher: &[f32], logits: &mut [f32], rows: usize, sc
         .par_chunks_exact_mut(vocab.max(1))
         .zip(teacher.par_chunks_exact(vocab.max(1)))
         .map(|(row, teacher)| {
-            vectorized(|| {
-                let (p_lse, q_lse) = (lse(teacher), lse(row));
-                let (p_shift, q_shift) = (to_f32(p_lse), to_f32(q_lse));
-                // What rounding the shifts to f32 leaves behind.
-                let rest = (p_lse - f64::from(p_shift)) - (q_lse - f64::from(q_shift));
-                let scale = to_f32(scale);
-                let mut loss = 0.0;
-                for (row, teacher) in row.chunks_mut(256).zip(teacher.chunks(256)) {
-                    let mut sum = 0.0f32;
-                    for (value, &teacher) in row.iter_mut().zip(teacher) {
-                        let (log_p, log_q) = (teacher - p_shift, *value - q_shift);
-                        let (p, q) = (exp(log_p), exp(log_q));
-                        // A token that the teacher rules out adds nothing, even where its logit is -inf.
-                        sum += if p > 0.0 { p * (log_p - log_q) } else { p };
-                        *value = scale * (q - p);
+            vectorized(
+                #[inline(always)]
+                || {
+                    let (p_lse, q_lse) = (lse(teacher), lse(row));
+                    let (p_shift, q_shift) = (to_f32(p_lse), to_f32(q_lse));
+                    // What rounding the shifts to f32 leaves behind.
+                    let rest = (p_lse - f64::from(p_shift)) - (q_lse - f64::from(q_shift));
+                    let scale = to_f32(scale);
+                    let mut loss = 0.0;
+                    for (row, teacher) in row.chunks_mut(256).zip(teacher.chunks(256)) {
+                        let mut sum = 0.0f32;
+                        for (value, &teacher) in row.iter_mut().zip(teacher) {
+                            let (log_p, log_q) = (teacher - p_shift, *value - q_shift);
+                            let (p, q) = (exp(log_p), exp(log_q));
+                            // A token that the teacher rules out adds nothing, even where its logit is -inf.
+                            sum += if p > 0.0 { p * (log_p - log_q) } else { p };
+                            *value = scale * (q - p);
+                        }
+                        loss += f64::from(sum);
                     }
-                    loss += f64::from(sum);
-                }
-                loss - rest
-            })
+                    loss - rest
+                },
+            )
         })
         .collect();
     losses.iter().sum()

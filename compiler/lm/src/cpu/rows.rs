@@ -19,14 +19,17 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f64) -> Vec<f32> {
     y.par_chunks_mut(task)
         .zip(x.par_chunks(task))
         .for_each(|(y, x)| {
-            vectorized(|| {
-                for (y, x) in y.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
-                    let scale = to_f32(inverse_rms(x, eps));
-                    for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
-                        *y = x * scale * weight;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
+                        let scale = to_f32(inverse_rms(x, eps));
+                        for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
+                            *y = x * scale * weight;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     y
 }
@@ -39,23 +42,26 @@ pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], d_y: &[f32], eps: f64
         .zip(x.par_chunks(task).zip(d_y.par_chunks(task)))
         .for_each(|(d_x, (x, d_y))| {
             let mut direct = vec![0.0f32; dim];
-            vectorized(|| {
-                for ((d_x, x), d_y) in d_x
-                    .chunks_exact_mut(dim)
-                    .zip(x.chunks_exact(dim))
-                    .zip(d_y.chunks_exact(dim))
-                {
-                    for ((direct, d_y), weight) in direct.iter_mut().zip(d_y).zip(weight) {
-                        *direct = d_y * weight;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((d_x, x), d_y) in d_x
+                        .chunks_exact_mut(dim)
+                        .zip(x.chunks_exact(dim))
+                        .zip(d_y.chunks_exact(dim))
+                    {
+                        for ((direct, d_y), weight) in direct.iter_mut().zip(d_y).zip(weight) {
+                            *direct = d_y * weight;
+                        }
+                        let scale = inverse_rms(x, eps);
+                        let along = to_f32(dot(&direct, x) * scale * scale / count(dim));
+                        let scale = to_f32(scale);
+                        for ((d_x, x), direct) in d_x.iter_mut().zip(x).zip(&direct) {
+                            *d_x += scale * (direct - x * along);
+                        }
                     }
-                    let scale = inverse_rms(x, eps);
-                    let along = to_f32(dot(&direct, x) * scale * scale / count(dim));
-                    let scale = to_f32(scale);
-                    for ((d_x, x), direct) in d_x.iter_mut().zip(x).zip(&direct) {
-                        *d_x += scale * (direct - x * along);
-                    }
-                }
-            });
+                },
+            );
         });
 }
 
@@ -82,23 +88,27 @@ pub(super) fn rope(
     x.par_chunks_mut(rows * heads * head_dim)
         .zip(cos.par_chunks(rows * half).zip(sin.par_chunks(rows * half)))
         .for_each(|(x, (cos, sin))| {
-            vectorized(|| {
-                for ((x, cos), sin) in x
-                    .chunks_exact_mut(heads * head_dim)
-                    .zip(cos.chunks_exact(half))
-                    .zip(sin.chunks_exact(half))
-                {
-                    for head in x.chunks_exact_mut(head_dim) {
-                        let (low, high) = head.split_at_mut(half);
-                        for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin)
-                        {
-                            let (a, b, sin) = (*low, *high, sin * sign);
-                            *low = a * cos - b * sin;
-                            *high = b * cos + a * sin;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((x, cos), sin) in x
+                        .chunks_exact_mut(heads * head_dim)
+                        .zip(cos.chunks_exact(half))
+                        .zip(sin.chunks_exact(half))
+                    {
+                        for head in x.chunks_exact_mut(head_dim) {
+                            let (low, high) = head.split_at_mut(half);
+                            for (((low, high), cos), sin) in
+                                low.iter_mut().zip(high).zip(cos).zip(sin)
+                            {
+                                let (a, b, sin) = (*low, *high, sin * sign);
+                                *low = a * cos - b * sin;
+                                *high = b * cos + a * sin;
+                            }
                         }
                     }
-                }
-            });
+                },
+            );
         });
 }
 
@@ -107,11 +117,14 @@ pub(super) fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
     y.par_chunks_mut(TASK)
         .zip(gate.par_chunks(TASK).zip(up.par_chunks(TASK)))
         .for_each(|(y, (gate, up))| {
-            vectorized(|| {
-                for ((y, &gate), up) in y.iter_mut().zip(gate).zip(up) {
-                    *y = gate * sigmoid(gate) * up;
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((y, &gate), up) in y.iter_mut().zip(gate).zip(up) {
+                        *y = gate * sigmoid(gate) * up;
+                    }
+                },
+            );
         });
     y
 }
@@ -121,15 +134,18 @@ pub(super) fn swiglu_backward(gate: &mut [f32], up: &mut [f32], d_y: &[f32]) {
     gate.par_chunks_mut(TASK)
         .zip(up.par_chunks_mut(TASK).zip(d_y.par_chunks(TASK)))
         .for_each(|(gate, (up, d_y))| {
-            vectorized(|| {
-                for ((gate, up), d_y) in gate.iter_mut().zip(up).zip(d_y) {
-                    let sigma = sigmoid(*gate);
-                    let silu = *gate * sigma;
-                    let d_gate = d_y * *up * (sigma + silu * (1.0 - sigma));
-                    *up = d_y * silu;
-                    *gate = d_gate;
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((gate, up), d_y) in gate.iter_mut().zip(up).zip(d_y) {
+                        let sigma = sigmoid(*gate);
+                        let silu = *gate * sigma;
+                        let d_gate = d_y * *up * (sigma + silu * (1.0 - sigma));
+                        *up = d_y * silu;
+                        *gate = d_gate;
+                    }
+                },
+            );
         });
 }
 

@@ -31,7 +31,13 @@ fn noise(len: usize, seed: u32, size: f32) -> Vec<f32> {
 }
 
 impl Case {
-    fn new(name: &'static str, heads: usize, head_dim: usize, masks: &[HeadMask], len: usize) -> Self {
+    fn new(
+        name: &'static str,
+        heads: usize,
+        head_dim: usize,
+        masks: &[HeadMask],
+        len: usize,
+    ) -> Self {
         let shape = AttentionShape {
             heads,
             kv_heads: masks.len(),
@@ -58,18 +64,26 @@ impl Case {
 
     /// Every query's score with key `key` becomes about 25 more than with any other.
     fn with_dominant_key(mut self, key: usize) -> Self {
-        let AttentionShape { kv_heads, head_dim, .. } = self.shape;
+        let AttentionShape {
+            kv_heads, head_dim, ..
+        } = self.shape;
         // Channel 0 is the same in all queries and zero in all other keys.
         for q in self.q.chunks_exact_mut(head_dim) {
             q[0] = 4.0;
         }
         for (index, k) in self.k.chunks_exact_mut(head_dim).enumerate() {
-            k[0] = if index / kv_heads == key { 25.0 * (head_dim as f32).sqrt() / 4.0 } else { 0.0 };
+            k[0] = if index / kv_heads == key {
+                25.0 * (head_dim as f32).sqrt() / 4.0
+            } else {
+                0.0
+            };
             if index / kv_heads == key {
                 k[1..].fill(0.0);
             }
         }
-        self.q.iter_mut().for_each(|q| *q *= if *q == 4.0 { 1.0 } else { 0.3 });
+        self.q
+            .iter_mut()
+            .for_each(|q| *q *= if *q == 4.0 { 1.0 } else { 0.3 });
         self
     }
 
@@ -91,11 +105,17 @@ impl Case {
     }
 
     fn attend(&self, masks: &[HeadMask]) -> (Vec<f32>, Vec<f32>) {
-        let attended = Cpu.attention(self.shape, &self.projected(), masks, None).unwrap();
+        let attended = Cpu
+            .attention(self.shape, &self.projected(), masks, None)
+            .unwrap();
         (attended.o, attended.lse)
     }
 
-    fn influence(&self, grid: MaskGrid, blocks: Option<usize>) -> crate::AttentionGradients<Vec<f32>> {
+    fn influence(
+        &self,
+        grid: MaskGrid,
+        blocks: Option<usize>,
+    ) -> crate::AttentionGradients<Vec<f32>> {
         let (_, lse) = self.attend(&self.masks);
         Cpu.attention_backward(&AttentionBackward {
             shape: self.shape,
@@ -110,7 +130,15 @@ impl Case {
     }
 
     fn influence_twin(&self, grid: MaskGrid) -> TwinInfluence {
-        influence_twin(self.twin_shape(), &self.q, &self.k, &self.v, &self.d_o, &self.masks, grid)
+        influence_twin(
+            self.twin_shape(),
+            &self.q,
+            &self.k,
+            &self.v,
+            &self.d_o,
+            &self.masks,
+            grid,
+        )
     }
 }
 
@@ -125,16 +153,42 @@ fn cases() -> Vec<Case> {
     vec![
         Case::new("one token", 2, 64, &[dense], 1),
         Case::new("shorter than the sink", 3, 64, &[window(64, 1)], 40),
-        Case::new("group 1, mixed spans", 4, 64, &[dense, window(16, 40), window(0, 1), window(8, 1000)], 197),
-        Case::new("group 3", 9, 64, &[dense, window(16, 100), window(64, 64)], 233),
+        Case::new(
+            "group 1, mixed spans",
+            4,
+            64,
+            &[dense, window(16, 40), window(0, 1), window(8, 1000)],
+            197,
+        ),
+        Case::new(
+            "group 3",
+            9,
+            64,
+            &[dense, window(16, 100), window(64, 64)],
+            233,
+        ),
         Case::new("group 4, wide heads", 4, 128, &[window(4, 33)], 130),
         Case::new("group 7", 7, 16, &[window(32, 33)], 65),
         Case::new("group 8", 8, 32, &[dense], 64),
         Case::new("many KV heads", 16, 8, &[window(8, 50); 16], 150),
-        Case::new("beyond a tile of keys", 2, 16, &[window(64, 600), dense], 1300),
+        Case::new(
+            "beyond a tile of keys",
+            2,
+            16,
+            &[window(64, 600), dense],
+            1300,
+        ),
         Case::new("large scores", 2, 64, &[dense, window(8, 70)], 150).with_scores_to(80.0),
-        Case::new("dominant key in the sink", 2, 64, &[dense, window(8, 30)], 200).with_dominant_key(3),
-        Case::new("dominant key between", 2, 64, &[dense, window(8, 30)], 200).with_dominant_key(60),
+        Case::new(
+            "dominant key in the sink",
+            2,
+            64,
+            &[dense, window(8, 30)],
+            200,
+        )
+        .with_dominant_key(3),
+        Case::new("dominant key between", 2, 64, &[dense, window(8, 30)], 200)
+            .with_dominant_key(60),
     ]
 }
 
@@ -144,7 +198,8 @@ const TOLERANCE: Tolerance = Tolerance::new(2e-5, 2e-5);
 fn attention_is_its_twin() {
     let mut worst = 0.0f64;
     for case in cases() {
-        let expected = attention_prefill(case.twin_shape(), &case.q, &case.k, &case.v, &case.masks, 0);
+        let expected =
+            attention_prefill(case.twin_shape(), &case.q, &case.k, &case.v, &case.masks, 0);
         let (mut o, lse) = case.attend(&case.masks);
         worst = worst.max(compare(&o, &expected.o, TOLERANCE).assert(case.name));
         worst = worst.max(compare(&lse, &expected.lse, TOLERANCE).assert(case.name));
@@ -158,7 +213,13 @@ fn attention_is_its_twin() {
 fn a_window_wider_or_narrower_by_one_is_another_result() {
     let case = Case::new("neighbors", 2, 64, &[window(16, 40)], 197);
     let expected = attention_prefill(case.twin_shape(), &case.q, &case.k, &case.v, &case.masks, 0);
-    for other in [window(16, 39), window(16, 41), window(15, 40), window(17, 40), HeadMask::DENSE] {
+    for other in [
+        window(16, 39),
+        window(16, 41),
+        window(15, 40),
+        window(17, 40),
+        HeadMask::DENSE,
+    ] {
         assert!(!compare(&case.attend(&[other]).0, &expected.o, TOLERANCE).passed());
     }
 }
@@ -167,12 +228,27 @@ fn a_window_wider_or_narrower_by_one_is_another_result() {
 fn gradients_are_their_twins() {
     let mut worst = 0.0f64;
     for case in cases() {
-        let expected = backward_twin(case.twin_shape(), &case.q, &case.k, &case.v, &case.d_o, &case.masks);
+        let expected = backward_twin(
+            case.twin_shape(),
+            &case.q,
+            &case.k,
+            &case.v,
+            &case.d_o,
+            &case.masks,
+        );
         let actual = case.influence(MaskGrid::default(), None);
-        for (actual, expected) in [(&actual.d_q, &expected.d_q), (&actual.d_k, &expected.d_k), (&actual.d_v, &expected.d_v)] {
+        for (actual, expected) in [
+            (&actual.d_q, &expected.d_q),
+            (&actual.d_k, &expected.d_k),
+            (&actual.d_v, &expected.d_v),
+        ] {
             let allowed = Tolerance::of_largest(2e-5, expected);
             let error = compare(actual, expected, allowed).assert(case.name);
-            worst = worst.max(if allowed.abs > 0.0 { error / allowed.abs * 2e-5 } else { 0.0 });
+            worst = worst.max(if allowed.abs > 0.0 {
+                error / allowed.abs * 2e-5
+            } else {
+                0.0
+            });
         }
     }
     println!("attention_backward: largest error {worst:.2e} of the largest gradient");
@@ -196,7 +272,8 @@ fn compare_curves(name: &str, actual: &LayerInfluence, twin: &TwinInfluence, all
         let tolerance = Tolerance::of_largest(allowed, expected);
         // Where nothing is hidden every cost is zero to rounding.
         let tolerance = Tolerance::new(tolerance.abs.max(1e-9), 0.0);
-        let error = compare(&actual.curves[estimator.index()], expected, tolerance).assert(&format!("{name}, {estimator}"));
+        let error = compare(&actual.curves[estimator.index()], expected, tolerance)
+            .assert(&format!("{name}, {estimator}"));
         worst = worst.max(error / tolerance.abs * allowed);
     }
     worst
@@ -206,9 +283,20 @@ fn compare_curves(name: &str, actual: &LayerInfluence, twin: &TwinInfluence, all
 fn curves_and_maps_are_their_twins() {
     let mut worst = 0.0f64;
     // The twin is cubic in length.
-    for case in cases().iter().filter(|case| case.q.len() < 1000 * case.shape.q_dim()) {
-        for grid in [MaskGrid::new(8, 8).unwrap(), MaskGrid::default(), MaskGrid::new(0, 3).unwrap(), MaskGrid::new(128, 64).unwrap()] {
-            let (actual, twin) = (case.influence(grid, Some(16)).influence, case.influence_twin(grid));
+    for case in cases()
+        .iter()
+        .filter(|case| case.q.len() < 1000 * case.shape.q_dim())
+    {
+        for grid in [
+            MaskGrid::new(8, 8).unwrap(),
+            MaskGrid::default(),
+            MaskGrid::new(0, 3).unwrap(),
+            MaskGrid::new(128, 64).unwrap(),
+        ] {
+            let (actual, twin) = (
+                case.influence(grid, Some(16)).influence,
+                case.influence_twin(grid),
+            );
             worst = worst.max(compare_curves(case.name, &actual, &twin, 2e-4));
             let (abs, signed) = twin.blocks(case.shape.heads, 16);
             for (actual, expected) in [(&actual.abs, &abs), (&actual.signed, &signed)] {
@@ -225,7 +313,10 @@ fn curves_and_maps_are_their_twins() {
 fn a_dominant_far_key_costs_what_it_should() {
     let grid = MaskGrid::new(8, 8).unwrap();
     let case = Case::new("dominant", 2, 64, &[HeadMask::DENSE], 300).with_dominant_key(20);
-    let (actual, twin) = (case.influence(grid, None).influence, case.influence_twin(grid));
+    let (actual, twin) = (
+        case.influence(grid, None).influence,
+        case.influence_twin(grid),
+    );
     let error = compare_curves("dominant", &actual, &twin, 1e-5);
     println!("influence with a dominant far key: largest error {error:.2e} of the largest value");
     let expected = curves_of(&twin, Estimator::JointAbs);
@@ -240,10 +331,19 @@ fn a_dominant_far_key_costs_what_it_should() {
 fn results_do_not_depend_on_the_number_of_threads() {
     let case = Case::new("threads", 6, 32, &[window(16, 64), HeadMask::DENSE], 500);
     let on = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
         pool.install(|| {
             let gradients = case.influence(MaskGrid::default(), Some(64));
-            (gradients.d_q, gradients.d_k, gradients.d_v, gradients.influence, case.attend(&case.masks))
+            (
+                gradients.d_q,
+                gradients.d_k,
+                gradients.d_v,
+                gradients.influence,
+                case.attend(&case.masks),
+            )
         })
     };
     assert_eq!(on(1), on(3));

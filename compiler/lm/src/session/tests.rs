@@ -14,10 +14,18 @@ impl WeightSource for Random {
     }
 
     fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, WeightError> {
-        let spec = moa_format::tensors(&self.0).into_iter().find(|spec| spec.name == name);
+        let spec = moa_format::tensors(&self.0)
+            .into_iter()
+            .find(|spec| spec.name == name);
         let spec = spec.ok_or_else(|| WeightError::new(name, "no such tensor"))?;
-        let mut state = name.bytes().fold(7u32, |state, byte| state.wrapping_mul(31).wrapping_add(u32::from(byte)));
-        let scale = if name.contains("norm") { 0.1 } else { 2.5 / (spec.cols as f32).sqrt() };
+        let mut state = name.bytes().fold(7u32, |state, byte| {
+            state.wrapping_mul(31).wrapping_add(u32::from(byte))
+        });
+        let scale = if name.contains("norm") {
+            0.1
+        } else {
+            2.5 / (spec.cols as f32).sqrt()
+        };
         let shift = if name.contains("norm") { 1.0 } else { 0.0 };
         Ok((0..spec.len())
             .map(|_| {
@@ -57,7 +65,10 @@ const CONTEXT: u32 = 700;
 /// Spans from a ring that wraps many times to one that holds the whole text.
 fn plan() -> ModelMasks {
     let exact = |span| HeadRule::Exact { span };
-    let rules = [vec![exact(24), exact(136)], vec![HeadRule::DENSE, exact(17)]];
+    let rules = [
+        vec![exact(24), exact(136)],
+        vec![HeadRule::DENSE, exact(17)],
+    ];
     ModelMasks::from_rules(&rules, CONTEXT, MaskGrid::new(16, 8).unwrap()).unwrap()
 }
 
@@ -68,7 +79,16 @@ fn ids(len: usize) -> Vec<u32> {
 /// Largest difference of two rows of logits; NaN shows as infinity.
 fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |max, d| if d.is_nan() { f32::INFINITY } else { d.max(max) })
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |max, d| {
+            if d.is_nan() {
+                f32::INFINITY
+            } else {
+                d.max(max)
+            }
+        })
 }
 
 #[test]
@@ -77,7 +97,10 @@ fn chunks_and_turns_give_what_one_prefill_and_the_whole_text_give() {
     for masks in [None, Some(&plan())] {
         let whole = lm.logits(&ids, masks, &()).unwrap();
         let last = &whole[649 * 101..];
-        assert!(last.iter().any(|logit| logit.abs() > 0.5), "logits say something");
+        assert!(
+            last.iter().any(|logit| logit.abs() > 0.5),
+            "logits say something"
+        );
         let mut worst = 0.0f32;
         for chunk in [650, 300, 64, 7, 1] {
             let mut session = lm.session(masks, CONTEXT).unwrap();
@@ -93,14 +116,39 @@ fn chunks_and_turns_give_what_one_prefill_and_the_whole_text_give() {
         for turn in [&ids[..211], &ids[211..212], &ids[212..]] {
             turns.prefill(turn).unwrap();
         }
-        worst = worst.max(distance(&turns.decode(5).unwrap(), &lm.session(masks, CONTEXT).unwrap().prefill(&[&ids[..], &[5]].concat()).unwrap()));
+        worst = worst.max(distance(
+            &turns.decode(5).unwrap(),
+            &lm.session(masks, CONTEXT)
+                .unwrap()
+                .prefill(&[&ids[..], &[5]].concat())
+                .unwrap(),
+        ));
         println!("chunks and turns: largest difference {worst:.2e} of 1e-4");
         assert!(worst < 1e-4, "{worst}");
     }
     // The rings matter: a window one token wider is another model.
-    let wider = ModelMasks::uniform(2, 2, HeadMask { sink: 16, window: 9 });
-    let narrow = ModelMasks::uniform(2, 2, HeadMask { sink: 16, window: 8 });
-    let run = |masks: &ModelMasks| lm.session(Some(masks), CONTEXT).unwrap().prefill(&ids).unwrap();
+    let wider = ModelMasks::uniform(
+        2,
+        2,
+        HeadMask {
+            sink: 16,
+            window: 9,
+        },
+    );
+    let narrow = ModelMasks::uniform(
+        2,
+        2,
+        HeadMask {
+            sink: 16,
+            window: 8,
+        },
+    );
+    let run = |masks: &ModelMasks| {
+        lm.session(Some(masks), CONTEXT)
+            .unwrap()
+            .prefill(&ids)
+            .unwrap()
+    };
     assert!(distance(&run(&wider), &run(&narrow)) > 1e-3);
 }
 
@@ -117,20 +165,37 @@ fn rewinding_is_exact() {
     for &id in &ids[500..540] {
         session.decode(id).unwrap();
     }
-    assert!(matches!(session.rewind(65), Err(LmError::RewindTooFar { asked: 65, most: 64 })));
+    assert!(matches!(
+        session.rewind(65),
+        Err(LmError::RewindTooFar {
+            asked: 65,
+            most: 64
+        })
+    ));
     session.rewind(40).unwrap();
-    assert_eq!(session.rewindable(), 24, "counted from the most that was ever there");
+    assert_eq!(
+        session.rewindable(),
+        24,
+        "counted from the most that was ever there"
+    );
     session.prefill(&ids[550..570]).unwrap();
     session.rewind(20).unwrap();
     for &id in &ids[400..450] {
-        assert_eq!(session.decode(id).unwrap(), straight.decode(id).unwrap(), "bit-equal");
+        assert_eq!(
+            session.decode(id).unwrap(),
+            straight.decode(id).unwrap(),
+            "bit-equal"
+        );
     }
 
     // As far back as the slack goes, and no further.
     let mut far = lm.session(Some(&plan), CONTEXT).unwrap();
     far.prefill(&ids[..464]).unwrap();
     far.rewind(64).unwrap();
-    assert!(matches!(far.rewind(1), Err(LmError::RewindTooFar { asked: 1, most: 0 })));
+    assert!(matches!(
+        far.rewind(1),
+        Err(LmError::RewindTooFar { asked: 1, most: 0 })
+    ));
     let mut straight = lm.session(Some(&plan), CONTEXT).unwrap();
     straight.prefill(&ids[..400]).unwrap();
     let difference = distance(&far.decode(3).unwrap(), &straight.decode(3).unwrap());
@@ -142,10 +207,14 @@ fn poison(session: &mut Session<'_, Cpu>) -> usize {
     let mut poisoned = 0;
     let next = session.len;
     for (layer, cache) in session.caches.iter_mut().enumerate() {
-        for (kv_head, (layout, &offset)) in cache.layouts.iter().zip(&cache.slot_offsets).enumerate() {
+        for (kv_head, (layout, &offset)) in
+            cache.layouts.iter().zip(&cache.slot_offsets).enumerate()
+        {
             let mask = session.masks.layer(layer)[kv_head];
             for slot in 0..layout.slots() {
-                let seen = layout.position(slot, session.len).is_some_and(|k_pos| mask.attends(next, k_pos));
+                let seen = layout
+                    .position(slot, session.len)
+                    .is_some_and(|k_pos| mask.attends(next, k_pos));
                 if !seen {
                     let at = (offset + slot as usize) * 8;
                     cache.k[at..at + 8].fill(f32::NAN);
@@ -163,14 +232,20 @@ fn nan_in_forbidden_slots_changes_no_bit() {
     let (lm, ids) = (model(), ids(400));
     let plan = plan();
     for len in [3, 60, 399] {
-        let (mut clean, mut dirty) = (lm.session(Some(&plan), CONTEXT).unwrap(), lm.session(Some(&plan), CONTEXT).unwrap());
+        let (mut clean, mut dirty) = (
+            lm.session(Some(&plan), CONTEXT).unwrap(),
+            lm.session(Some(&plan), CONTEXT).unwrap(),
+        );
         clean.prefill(&ids[..len]).unwrap();
         dirty.prefill(&ids[..len]).unwrap();
         assert!(poison(&mut dirty) > 64);
         // One token, then a chunk, whose own keys replace what was poisoned where they are seen.
         assert_eq!(clean.decode(9).unwrap(), dirty.decode(9).unwrap());
         poison(&mut dirty);
-        let (a, b) = (clean.prefill(&ids[..40]).unwrap(), dirty.prefill(&ids[..40]).unwrap());
+        let (a, b) = (
+            clean.prefill(&ids[..40]).unwrap(),
+            dirty.prefill(&ids[..40]).unwrap(),
+        );
         assert_eq!(a, b);
         assert!(a.iter().all(|logit| logit.is_finite()));
     }
@@ -178,17 +253,37 @@ fn nan_in_forbidden_slots_changes_no_bit() {
     let mut spoiled = lm.session(Some(&plan), CONTEXT).unwrap();
     spoiled.prefill(&ids).unwrap();
     spoiled.caches[0].v[0] = f32::NAN;
-    assert!(spoiled.decode(9).unwrap().iter().any(|logit| logit.is_nan()));
+    assert!(
+        spoiled
+            .decode(9)
+            .unwrap()
+            .iter()
+            .any(|logit| logit.is_nan())
+    );
 }
 
 #[test]
 fn the_context_ends_where_it_was_declared() {
     let lm = model();
     let mut session = lm.session(None, 10).unwrap();
-    assert!(matches!(session.prefill(&ids(11)), Err(LmError::ContextFull { len: 0, more: 11, context: 10 })));
+    assert!(matches!(
+        session.prefill(&ids(11)),
+        Err(LmError::ContextFull {
+            len: 0,
+            more: 11,
+            context: 10
+        })
+    ));
     session.prefill(&ids(9)).unwrap();
     session.decode(1).unwrap();
-    assert!(matches!(session.decode(1), Err(LmError::ContextFull { len: 10, more: 1, context: 10 })));
+    assert!(matches!(
+        session.decode(1),
+        Err(LmError::ContextFull {
+            len: 10,
+            more: 1,
+            context: 10
+        })
+    ));
     assert!(session.prefill(&[]).is_err());
     session.rewind(4).unwrap();
     session.prefill(&[1, 2, 3, 4]).unwrap();

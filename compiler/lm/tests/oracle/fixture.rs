@@ -50,7 +50,10 @@ impl Oracle {
         let (values, []) = tensor.data().as_chunks::<8>() else {
             panic!("whole values");
         };
-        values.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect()
+        values
+            .iter()
+            .map(|&bytes| f64::from_le_bytes(bytes))
+            .collect()
     }
 
     /// A tensor of whole numbers, i64 or u8.
@@ -64,12 +67,18 @@ impl Oracle {
         let (values, []) = tensor.data().as_chunks::<8>() else {
             panic!("whole values");
         };
-        values.iter().map(|&bytes| u32::try_from(i64::from_le_bytes(bytes)).unwrap()).collect()
+        values
+            .iter()
+            .map(|&bytes| u32::try_from(i64::from_le_bytes(bytes)).unwrap())
+            .collect()
     }
 }
 
 /// Masks of explicit spans `[layer][kv_head]`.
 pub(crate) fn exact_masks(spans: &[Vec<u32>], sink: u32, context: u32) -> ModelMasks {
-    let rules: Vec<Vec<HeadRule>> = spans.iter().map(|layer| layer.iter().map(|&span| HeadRule::Exact { span }).collect()).collect();
+    let rules: Vec<Vec<HeadRule>> = spans
+        .iter()
+        .map(|layer| layer.iter().map(|&span| HeadRule::Exact { span }).collect())
+        .collect();
     ModelMasks::from_rules(&rules, context, MaskGrid::new(sink, sink.max(1)).unwrap()).unwrap()
 }
