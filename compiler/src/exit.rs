@@ -29,12 +29,17 @@ pub(crate) fn finish(outcome: anyhow::Result<()>, printer: &Printer) -> ExitCode
     if error.chain().any(is_broken_pipe) {
         return ExitCode::SUCCESS;
     }
-    let hint = hint_of(&error);
     let code = if error.chain().any(|cause| cause.is::<Internal>()) {
         INTERNAL
     } else {
         USER
     };
+    let fallback = if code == USER {
+        "`moa-compile COMMAND --help` says what is expected"
+    } else {
+        "this is a fault of moa-compile; -vv says more"
+    };
+    let hint = hint_of(&error).unwrap_or_else(|| fallback.to_owned());
     let mut causes: Vec<String> = Vec::new();
     for cause in error.chain() {
         let text = cause.to_string();
@@ -51,9 +56,7 @@ pub(crate) fn finish(outcome: anyhow::Result<()>, printer: &Printer) -> ExitCode
     for cause in &causes[1..] {
         note(&format!("  caused by: {cause}"));
     }
-    if let Some(hint) = hint {
-        note(&format!("\nhint: {hint}"));
-    }
+    note(&format!("\nhint: {hint}"));
     ExitCode::from(code)
 }
 

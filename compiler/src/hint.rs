@@ -23,6 +23,10 @@ impl Told {
 
 /// The first hint that any cause of `error` has.
 pub(crate) fn hint_of(error: &anyhow::Error) -> Option<String> {
+    // As a context it is no link of the chain of its own: only the error as a whole can be asked for it.
+    if let Some(told) = error.downcast_ref::<Told>() {
+        return Some(told.hint.clone());
+    }
     error.chain().find_map(|cause| {
         if let Some(told) = cause.downcast_ref::<Told>() {
             return Some(told.hint.clone());

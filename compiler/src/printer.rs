@@ -34,6 +34,7 @@ impl Printer {
                     .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level)),
             )
             .with_writer(std::io::stderr)
+            .with_ansi(false)
             .without_time()
             .try_init();
         let draw = !global.quiet
