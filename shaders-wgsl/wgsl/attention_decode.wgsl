@@ -63,7 +63,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 
     for (var key = thread; key < keys; key += THREADS) {
         let at = key_rows[key] * HEAD_DIM8;
-        var sums: array<f32, HEADS_PER_ITEM>;
+        // Browsers set an array without an initializer to zero once, not in every round of a loop.
+        var sums = array<f32, HEADS_PER_ITEM>();
         for (var channel8 = 0u; channel8 < HEAD_DIM8; channel8 += 1u) {
             let words = k_ring[at + channel8];
             for (var head = 0u; head < HEADS_PER_ITEM; head += 1u) {

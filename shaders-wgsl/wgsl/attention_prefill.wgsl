@@ -113,7 +113,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             key_rows[thread] = key_row;
         }
 
-        var scores: array<vec4<f32>, ROWS_PER_THREAD>;
+        // Browsers set an array without an initializer to zero once, not in every round of a loop.
+        var scores = array<vec4<f32>, ROWS_PER_THREAD>();
         for (var slice = 0u; slice < SLICES; slice += 1u) {
             workgroupBarrier();
             for (var index = thread; index < TILE_Q * SLICE; index += THREADS) {
