@@ -9,14 +9,14 @@ use crate::{Gpu, Result};
 /// # Errors
 /// Those of allocating and launching.
 pub fn read_gigabytes_per_sec(gpu: &Gpu, repeats: u32) -> Result<f64> {
-    const BYTES: usize = 4 << 30;
+    const PIECES: u32 = 1 << 28; // of 16 bytes
     let config = KernelConfig {
         head_dim: 64,
         element: ElementType::Bf16,
     };
     let module = gpu.module(Kernel::ReadBandwidth, config)?;
     let function = launch::function(&module, "read_bandwidth", 0)?;
-    let data = gpu.zeros::<u32>(BYTES / 4)?;
+    let data = gpu.zeros::<u32>(PIECES as usize * 4)?;
     let mut sink = gpu.zeros::<u32>(1)?;
     let stream = gpu.stream();
     let mut best = f64::INFINITY;
@@ -34,11 +34,11 @@ pub fn read_gigabytes_per_sec(gpu: &Gpu, repeats: u32) -> Result<f64> {
                 &[
                     Arg::read(stream, &data),
                     Arg::write(stream, &mut sink),
-                    Arg::U32((BYTES / 16) as u32),
+                    Arg::U32(PIECES),
                 ],
             )
         })?;
         best = best.min(f64::from(ms));
     }
-    Ok(BYTES as f64 / best / 1e6)
+    Ok(f64::from(PIECES) * 16.0 / best / 1e6)
 }

@@ -340,7 +340,8 @@ mod tests {
             assert_eq!(list.requests.len(), list.items.len());
             assert_eq!(list.heads.len(), 3 * heads as usize);
             for (index, head) in list.heads.iter().enumerate() {
-                let (request, head_index) = (index as u32 / heads, index as u32 % heads);
+                let index = u32::try_from(index).unwrap();
+                let (request, head_index) = (index / heads, index % heads);
                 for part in 0..head.parts {
                     let row = head.first + part * head.stride;
                     let item = (row / HEADS_PER_ITEM) as usize;

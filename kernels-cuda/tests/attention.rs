@@ -7,6 +7,7 @@
     reason = "tests that report their errors"
 )]
 
+#[expect(dead_code, reason = "the layers in it serve the influence tests")]
 mod twin;
 
 use half::{bf16, f16};

@@ -1,12 +1,12 @@
 //! Decode attention over rings against its f64 twin, on a device. Shown as ignored without `MOA_TEST_CUDA=yes`.
 
 #![expect(
-    clippy::print_stdout,
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
-    reason = "tests that report their errors"
+    reason = "tests"
 )]
 
+#[expect(dead_code, reason = "the layers in it serve the influence tests")]
 mod twin;
 
 use half::{bf16, f16};
@@ -170,7 +170,7 @@ fn ragged_batches_agree_with_the_twin() {
         (300, 65),
         (90, 90),
     ];
-    let mut cases = vec![
+    let mut cases = [
         case(1, 1, 64, &[HeadMask::DENSE], &[(1, 1)]),
         case(3, 1, 64, &[mask(64, 64)], &wrapped),
         case(4, 1, 128, &[mask(0, 100)], &wrapped),
