@@ -83,7 +83,7 @@ impl Kernel {
         let pieces: &[&str] = match self {
             Self::RmsNorm => &[include_str!("../cu/rms_norm.cu")],
             Self::AttentionDecode => &[include_str!("../cu/attention_decode.cu")],
-            Self::ReadBandwidth => &[include_str!("../cu/read_bandwidth.cu")],
+            Self::ReadBandwidth => &[include_str!("../cu/bench/read_bandwidth.cu")],
             Self::Influence => &[hopper, include_str!("../cu/influence.cu")],
             Self::AttentionPrefill => {
                 &[hopper, visible, include_str!("../cu/attention_prefill.cu")]
