@@ -12,11 +12,13 @@ pub(crate) fn choose(choice: DeviceChoice, printer: &Printer) -> anyhow::Result<
     match choice {
         DeviceChoice::Cpu => {}
         DeviceChoice::Auto => {
-            tracing::info!("device: cpu, {} threads", rayon::current_num_threads())
+            if moa_kernels::probe().is_ok() {
+                printer
+                    .say("a CUDA device is present; this version computes on the CPU all the same");
+            }
         }
         DeviceChoice::Cuda => {
-            let device = moa_kernels::probe()?;
-            printer.say(format!("device: {}", device.name));
+            moa_kernels::engine()?;
         }
     }
     Ok(())

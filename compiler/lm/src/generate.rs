@@ -73,3 +73,80 @@ pub fn generate<D: Device>(
     };
     Ok(Generated { tokens, reason })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random_model::model;
+    use crate::{LmError, SamplerOptions};
+
+    #[test]
+    fn every_way_to_end() {
+        let lm = model();
+        let mut greedy = Sampler::new(SamplerOptions::GREEDY).unwrap();
+        let mut write = |context: u32, max_tokens: usize, stop: &[u32], break_after: usize| {
+            let mut session = lm.session(None, context).unwrap();
+            let mut seen = Vec::new();
+            let options = GenerateOptions { max_tokens, stop };
+            let written = generate(
+                &mut session,
+                &[1, 2, 3],
+                &options,
+                &mut greedy,
+                &(),
+                &mut |id| {
+                    seen.push(id);
+                    if seen.len() == break_after {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                },
+            )
+            .unwrap();
+            assert_eq!(written.tokens, seen);
+            (written.tokens, written.reason, session.len())
+        };
+        let (all, reason, len) = write(100, 12, &[], 0);
+        assert_eq!(
+            (all.len(), reason, len),
+            (12, StopReason::MaxTokens, 3 + 11)
+        );
+        let first = all.iter().position(|id| *id == all[5]).unwrap();
+        let (tokens, reason, _) = write(100, 12, &all[5..6], 0);
+        assert_eq!(
+            (&tokens[..], reason),
+            (&all[..first], StopReason::StopToken)
+        );
+        let (tokens, reason, _) = write(100, 12, &[], 4);
+        assert_eq!((&tokens[..], reason), (&all[..4], StopReason::Callback));
+        let (tokens, reason, len) = write(8, 12, &[], 0);
+        assert_eq!(
+            (&tokens[..], reason, len),
+            (&all[..6], StopReason::ContextFull, 8)
+        );
+        assert!(write(100, 0, &[], 0).0.is_empty());
+    }
+
+    #[test]
+    fn a_cancelled_prompt_ends_with_an_error() {
+        let lm = model();
+        let mut session = lm.session(None, 10).unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(true);
+        let mut greedy = Sampler::new(SamplerOptions::GREEDY).unwrap();
+        let options = GenerateOptions {
+            max_tokens: 1,
+            stop: &[],
+        };
+        let stopped = generate(
+            &mut session,
+            &[1],
+            &options,
+            &mut greedy,
+            &stop,
+            &mut |_| ControlFlow::Continue(()),
+        );
+        assert!(matches!(stopped, Err(LmError::Cancelled)));
+        session.prefill(&[1]).unwrap();
+    }
+}

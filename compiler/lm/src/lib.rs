@@ -24,6 +24,8 @@ mod lm;
 mod loss;
 mod observer;
 mod profile;
+#[cfg(test)]
+mod random_model;
 mod sample;
 mod sampler;
 mod session;

@@ -172,3 +172,99 @@ impl<D: Device> Lm<D> {
         influence
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use moa_mask::{HeadMask, ModelMasks};
+
+    use super::*;
+    use crate::random_model::model;
+    use crate::{LossKind, Targets};
+
+    /// The derivative of the loss along a direction in the embedding, by the backward and by differences.
+    #[test]
+    fn the_backward_is_the_slope_of_the_loss() {
+        let mut lm = model();
+        let hidden = 48;
+        let sample = Sample {
+            ids: (0..90u32).map(|i| (i * i + 3 * i) % 101).collect(),
+            targets: Targets::At((20..90).step_by(3).collect()),
+        };
+        let masks = ModelMasks::uniform(
+            2,
+            2,
+            HeadMask {
+                sink: 4,
+                window: 20,
+            },
+        );
+        for (at, kind) in [
+            (None, LossKind::CrossEntropy),
+            (Some(&masks), LossKind::CrossEntropy),
+            (Some(&masks), LossKind::KlToDense),
+        ] {
+            // The dense model of KL stays where it is while the masked one moves.
+            let teacher = lm.loss_rows(&sample, kind, &()).unwrap();
+            let options = ProfileOptions {
+                at,
+                loss: kind,
+                ..Default::default()
+            };
+            let gradient = lm.backward(&sample, &options, &()).unwrap().1;
+            for first in [0, 13, 50] {
+                // A few tokens move, each its own way.
+                let direction = |id: u32, channel: usize| {
+                    if id as usize % 7 == first % 7 {
+                        ((id as usize * 31 + channel * 17 + first) as f32).sin()
+                    } else {
+                        0.0
+                    }
+                };
+                let along = |ids: &[u32]| -> f64 {
+                    let rows = ids.iter().zip(gradient.chunks_exact(hidden));
+                    rows.map(|(&id, row)| {
+                        row.iter()
+                            .enumerate()
+                            .map(|(c, d)| f64::from(d * direction(id, c)))
+                            .sum::<f64>()
+                    })
+                    .sum()
+                };
+                let mut loss = |step: f32| {
+                    for id in 0..101 {
+                        for channel in 0..hidden {
+                            lm.weights.embedding.weight[id as usize * hidden + channel] +=
+                                step * direction(id, channel);
+                        }
+                    }
+                    let x = lm
+                        .forward(
+                            &sample.ids,
+                            lm.masks(at).unwrap(),
+                            Phase::Forward,
+                            &(),
+                            None,
+                        )
+                        .unwrap();
+                    lm.loss_at(&x, &teacher, &(), false).unwrap().0
+                };
+                let step = 1.0 / 512.0;
+                let above = loss(step);
+                let below = loss(-2.0 * step);
+                loss(step);
+                let slope = (above - below) / (2.0 * f64::from(step));
+                let expected = along(&sample.ids);
+                println!("{kind:?}: slope {slope:.5}, gradient {expected:.5}");
+                assert!(
+                    (slope - expected).abs() < 0.01 * expected.abs() + 1e-3,
+                    "{slope} {expected}"
+                );
+                let shifted: Vec<u32> = sample.ids.iter().map(|id| (id + 1) % 101).collect();
+                assert!(
+                    (slope - along(&shifted)).abs() > 0.01 * expected.abs() + 1e-3,
+                    "another direction"
+                );
+            }
+        }
+    }
+}
