@@ -204,8 +204,10 @@ impl MoaEngine {
         Ok(self.engine.finish_loading().await?)
     }
 
-    /// Takes one chunk from the front of `ids` and resolves with the number taken.
+    /// Takes one chunk from the front of `ids` and resolves with the number taken. The next sampled decode starts its
+    /// seed anew: the same prompt, seed and options give the same answer.
     pub async fn prefill(&mut self, ids: Uint32Array) -> JsResult<u32> {
+        self.sampler = Sampler::greedy();
         let taken = self.engine.prefill(&ids.to_vec()).await?;
         Ok(u32::try_from(taken).unwrap_or(u32::MAX))
     }

@@ -116,6 +116,20 @@ test("what the engine refuses is typed", async () => {
   assert.deepEqual(codes, { overflow: "context-overflow", badToken: "bad-token", empty: "bad-argument", option: "unsupported-option" });
 });
 
+test("a seed gives the same answer again, another seed another one", { timeout: 120_000 }, async () => {
+  const answers = await page.evaluate(async () => {
+    const ask = async (seed) => {
+      const request = { messages: [{ role: "user", content: "Tell me a story." }], temperature: 1.5, max_tokens: 8, seed };
+      return (await engine.chat.completions.create(request)).choices[0].message.content;
+    };
+    // From here on the prompt is in the cache, so that every answer begins from the same bits.
+    await ask(0);
+    return [await ask(1), await ask(2), await ask(1)];
+  });
+  assert.equal(answers[2], answers[0]);
+  assert.notEqual(answers[1], answers[0]);
+});
+
 test("chat in OpenAI's shape: greedy text is the recorded one, and the second turn prefills only what is new", { timeout: 300_000 }, async () => {
   const { ids, plan_text: text, prompt } = cases.find((one) => one.name === "capital");
   const user = /<\|im_start\|>user\n(.*?)<\|im_end\|>/s.exec(prompt)[1];
