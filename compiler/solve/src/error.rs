@@ -22,7 +22,7 @@ pub enum Error {
         what: String,
         /// Its length.
         got: usize,
-        /// Heads times candidates, or as many as the grid asks for.
+        /// Heads times candidates.
         expected: usize,
     },
     /// A cost is NaN or infinite.
@@ -35,7 +35,7 @@ pub enum Error {
         /// The cost.
         got: f64,
     },
-    /// A number of a budget, of the options or of a cost term is out of range.
+    /// A number of a budget or of the options is out of range.
     #[error("{what} is {got}, expected {expected}")]
     OutOfRange {
         /// The field.

@@ -18,7 +18,6 @@
 
 mod candidate;
 mod choice;
-mod cost;
 mod dual;
 mod error;
 mod layer;
@@ -32,7 +31,6 @@ mod select;
 mod stopwatch;
 
 pub use candidate::candidates;
-pub use cost::{CostTerm, sum_costs};
 pub use error::{Error, Result};
 pub use outcome::{Infeasible, Options, Outcome, Solution, Solver};
 pub use problem::{Budget, Problem, Violation};
