@@ -138,8 +138,9 @@ pub(crate) enum QuantChoice {
 /// Options of the calibration and the profile.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ProfileArgs {
-    /// Calibration: a .jsonl file of {"prompt","response"}, {"messages":[..]} or {"ids":[..],"response_start":k}
-    /// records, or a plain text. Default: built-in long-dependency samples.
+    /// Calibration: a .jsonl file of records, or a plain text. Default: built-in long-dependency samples.
+    ///
+    /// Records: `{"prompt","response"}`, `{"messages":[..]}` or `{"ids":[..],"response_start":k}`.
     #[arg(long, value_name = "FILE")]
     pub(crate) calibration: Option<PathBuf>,
     /// Lengths to profile, in tokens, separated by commas. Default: by effort.

@@ -42,7 +42,7 @@ pub(crate) fn resolve(source: &Source, wanted: Option<&str>) -> anyhow::Result<O
 /// Reads a plan file: ours, the reference's two keys, or explicit spans.
 pub(crate) fn read(path: &Path, config: &ModelConfig) -> anyhow::Result<Plan> {
     let bytes = read_bounded(path, PLAN_FILE_LIMIT)?;
-    let text = String::from_utf8(bytes).map_err(|_| {
+    let text = String::from_utf8(bytes).map_err(|_bytes| {
         Told::new(
             format!("{} is not text", path.display()),
             "a plan file is JSON",

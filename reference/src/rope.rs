@@ -1,4 +1,4 @@
-//! Twin of `rope`: rotates channel i of a head with channel i + head_dim/2 (`rotate_half`) by an angle that
+//! Twin of `rope`: rotates channel i of a head with channel i + `head_dim/2` (`rotate_half`) by an angle that
 //! grows with the position.
 //!
 //! Frequencies come from `moa-format`; here they are an argument, in f64. Cosines and sines are not rounded to
@@ -6,7 +6,7 @@
 
 /// Rotates `x` `[positions, heads, head_dim]` by the angle `position * inv_freq[pair]`.
 ///
-/// `inv_freq` has head_dim/2 entries. `backward` turns the other way: the transposed rotation.
+/// `inv_freq` has `head_dim/2` entries. `backward` turns the other way: the transposed rotation.
 pub fn rope(
     x: &[f32],
     positions: &[u32],

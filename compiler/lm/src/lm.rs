@@ -184,7 +184,7 @@ impl<D: Device> Lm<D> {
     ) -> Result<Run<'a, D::Buffer>> {
         self.check_ids(ids)?;
         let end = u64::from(start) + ids.len() as u64;
-        let end = u32::try_from(end).map_err(|_| LmError::TooManyTokens {
+        let end = u32::try_from(end).map_err(|_too_many| LmError::TooManyTokens {
             got: ids.len(),
             most: u32::MAX - start,
         })?;
@@ -274,7 +274,7 @@ impl<D: Device> Lm<D> {
 
 /// A number of tokens as positions count them.
 pub(crate) fn count(len: usize) -> Result<u32> {
-    u32::try_from(len).map_err(|_| LmError::TooManyTokens {
+    u32::try_from(len).map_err(|_too_many| LmError::TooManyTokens {
         got: len,
         most: u32::MAX,
     })

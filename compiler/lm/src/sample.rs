@@ -36,7 +36,7 @@ impl Sample {
             problem,
             len: self.ids.len(),
         };
-        let len = u32::try_from(self.ids.len()).map_err(|_| LmError::TooManyTokens {
+        let len = u32::try_from(self.ids.len()).map_err(|_too_many| LmError::TooManyTokens {
             got: self.ids.len(),
             most: u32::MAX,
         })?;

@@ -78,7 +78,7 @@ pub(crate) fn quantize(
         match pack_as(dtype, spec, tensor) {
             Ok(stored) => return Ok(stored),
             Err(Packing::Format(error @ FormatError::Unrepresentable { .. })) => {
-                refused = Some(error)
+                refused = Some(error);
             }
             Err(Packing::Format(error)) => return Err(error.into()),
             Err(Packing::Model(error)) => return Err(error.into()),

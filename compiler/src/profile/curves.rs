@@ -220,7 +220,7 @@ impl Curves {
         for (context, kinds) in samples {
             let context: u32 = context
                 .parse()
-                .map_err(|_| CurveError::Format(format!("length {context}")))?;
+                .map_err(|_not_a_number| CurveError::Format(format!("length {context}")))?;
             let mut length = LengthCurves::default();
             for (kind, count) in kinds.as_object().ok_or_else(|| missing("kinds"))? {
                 let count = count
@@ -262,7 +262,7 @@ impl Curves {
         name: &str,
         context: u32,
     ) -> Result<Vec<f64>, CurveError> {
-        let view = file.tensor(name).map_err(|_| CurveError::Missing {
+        let view = file.tensor(name).map_err(|_absent| CurveError::Missing {
             what: format!("tensor {name}"),
         })?;
         let shape = view.shape();
@@ -460,7 +460,7 @@ mod tests {
         for cut in [0, 7, 8, 100, bytes.len() - 1] {
             assert!(Curves::from_bytes(&bytes[..cut]).is_err());
         }
-        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
         for index in 0..header + 8 {
             let mut damaged = bytes.clone();
             damaged[index] ^= 4;

@@ -1,5 +1,7 @@
 //! The real binary, driven as a user drives it: exit code first, then what was said and what was left on disk.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 mod build;
 mod damage;
 mod usage;

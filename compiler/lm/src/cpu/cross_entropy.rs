@@ -108,7 +108,9 @@ mod tests {
     fn losses_and_gradients_are_the_twins() {
         for (rows, vocab) in [(1, 1), (2, 3), (5, 320), (3, 49_152)] {
             let (student, teacher) = (logits(rows, vocab, 0.7), logits(rows, vocab, 0.71));
-            let targets: Vec<u32> = (0..rows).map(|row| (row * 7 % vocab) as u32).collect();
+            let targets: Vec<u32> = (0..rows)
+                .map(|row| u32::try_from(row * 7 % vocab).unwrap())
+                .collect();
             let mean = 1.0 / rows as f64;
 
             let (expected, gradient) = twin::cross_entropy(&student, &targets);

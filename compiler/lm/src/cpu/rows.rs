@@ -1,4 +1,4 @@
-//! Operations that work row by row: rms_norm, rope, swiglu, and their backward.
+//! Operations that work row by row: `rms_norm`, rope, swiglu, and their backward.
 
 use rayon::prelude::*;
 

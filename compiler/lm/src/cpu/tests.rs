@@ -1,5 +1,10 @@
 //! Attention, its backward and influence against their f64 twins, over shapes, masks and spiky rows.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the sizes of test cases are small"
+)]
+
 use moa_mask::{HeadMask, MaskGrid};
 use moa_reference::attention_backward::attention_backward as backward_twin;
 use moa_reference::attention_prefill::{AttentionShape as TwinShape, attention_prefill};

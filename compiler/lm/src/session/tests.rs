@@ -1,5 +1,10 @@
 //! Sessions of a small random model whose rings wrap: chunks, turns, rewinds, and NaN where nobody looks.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the sizes of test cases are small"
+)]
+
 use moa_mask::{HeadMask, HeadRule, MaskGrid, ModelMasks};
 
 use crate::random_model::model;

@@ -35,7 +35,7 @@ pub(crate) fn tiny(name: &str) -> Lm<Cpu> {
     load(Checkpoint::open_weights(fixtures().join(name)).unwrap())
 }
 
-/// The vectors that PyTorch computed for one tiny model.
+/// The vectors that `PyTorch` computed for one tiny model.
 pub(crate) struct Oracle(Vec<u8>);
 
 impl Oracle {

@@ -1,4 +1,4 @@
-//! SmolLM2-135M-Instruct: greedy tokens under the dense model and under a fixed plan, against PyTorch.
+//! SmolLM2-135M-Instruct: greedy tokens under the dense model and under a fixed plan, against `PyTorch`.
 
 use std::path::PathBuf;
 
