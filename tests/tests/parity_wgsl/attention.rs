@@ -1,0 +1,308 @@
+//! Attention of chunks and of single tokens.
+
+use bytemuck::cast_slice;
+use moa_mask::HeadMask;
+use moa_mask::abi::{DECODE_KEYS, DecodeItem, HeadParts};
+use moa_reference::attention_decode::{DecodeHead, attention_decode};
+use moa_reference::attention_prefill::attention_prefill;
+use moa_reference::compare::{Tolerance, compare};
+use moa_shaders::{ATTENTION_ROWS, Kernel};
+use moa_tests::attention::{Inputs, unpacked};
+use moa_tests::cases::{self, AttentionCase};
+use moa_tests::gpu::{Data, floats, test_gpu};
+
+use crate::{bits, state};
+
+/// Two f16 NaN.
+const NAN_PAIR: u32 = 0x7e00_7e00;
+/// Two f16 of 3.
+const THREES: u32 = 0x4200_4200;
+
+const ATTENTION: Tolerance = Tolerance::new(2e-6, 2e-6);
+/// Scores of 80 carry an error of 80 * 2^-24 or so into the exponent.
+const ATTENTION_LARGE: Tolerance = Tolerance::new(2e-5, 2e-5);
+
+fn run_prefill(case: &AttentionCase, inputs: &Inputs, forbidden: u32) -> Vec<f32> {
+    let spans = case.spans();
+    let ring = |rows| case.ring(rows, case.start, forbidden);
+    let grid = (
+        (case.len * case.heads / case.kv_heads).div_ceil(ATTENTION_ROWS),
+        case.kv_heads,
+    );
+    let outputs = test_gpu().run(
+        Kernel::AttentionPrefill,
+        case.head_shape(),
+        grid,
+        &[
+            ("state", Data::U32(&state(case.start, case.len))),
+            ("q", Data::F32(&inputs.q)),
+            ("k_ring", Data::U32(&ring(&inputs.k))),
+            ("v_ring", Data::U32(&ring(&inputs.v))),
+            ("k_chunk", Data::U32(&case.chunk(&inputs.k))),
+            ("v_chunk", Data::U32(&case.chunk(&inputs.v))),
+            ("spans", Data::U32(cast_slice(&spans))),
+            ("y", Data::Poison(inputs.q.len())),
+        ],
+    );
+    floats(&outputs["y"])
+}
+
+fn twin_prefill(case: &AttentionCase, inputs: &Inputs, masks: &[HeadMask]) -> Vec<f64> {
+    attention_prefill(
+        case.shape(),
+        &inputs.q,
+        &inputs.k,
+        &inputs.v,
+        masks,
+        case.start,
+    )
+    .o
+}
+
+fn attention_tolerance(case: &AttentionCase) -> Tolerance {
+    if case.largest_score > 20.0 {
+        ATTENTION_LARGE
+    } else {
+        ATTENTION
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn prefill_attention_equals_its_twin() {
+    for (seed, case) in (1..).zip(cases::attention_prefill()) {
+        let inputs = case.inputs(seed);
+        let expected = twin_prefill(&case, &inputs, &case.masks);
+        let actual = run_prefill(&case, &inputs, NAN_PAIR);
+        let error = compare(&actual, &expected, attention_tolerance(&case)).assert(case.name);
+        println!("attention_prefill, {}: {error:.2e}", case.name);
+        assert!(
+            expected.iter().any(|value| value.abs() > 0.05),
+            "{}: outputs say something",
+            case.name
+        );
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn prefill_attention_is_told_from_its_neighbours() {
+    // The control of the test above: one key more, one less, a sink of one more, one changed value.
+    for (seed, case) in (1..).zip(cases::attention_prefill()) {
+        let inputs = case.inputs(seed);
+        let actual = run_prefill(&case, &inputs, NAN_PAIR);
+        let tolerance = attention_tolerance(&case);
+        let q_last = case.start + case.len - 1;
+        let neighbours: [(&str, fn(HeadMask) -> HeadMask); 3] = [
+            ("window + 1", |mask| HeadMask {
+                window: mask.window.saturating_add(1),
+                ..mask
+            }),
+            ("window - 1", |mask| HeadMask {
+                window: mask.window - 1,
+                ..mask
+            }),
+            ("sink + 1", |mask| HeadMask {
+                sink: mask.sink + 1,
+                ..mask
+            }),
+        ];
+        for (name, change) in neighbours {
+            let changed: Vec<HeadMask> = case
+                .masks
+                .iter()
+                .map(|&mask| if mask.window > 1 { change(mask) } else { mask })
+                .collect();
+            let differs = (case.masks.iter().zip(&changed)).any(|(a, b)| {
+                (0..=q_last).any(|k_pos| a.attends(q_last, k_pos) != b.attends(q_last, k_pos))
+            });
+            if differs {
+                let expected = twin_prefill(&case, &inputs, &changed);
+                assert!(
+                    !compare(&actual, &expected, tolerance).passed(),
+                    "{}: {name} passed",
+                    case.name
+                );
+            }
+        }
+        let mut expected = twin_prefill(&case, &inputs, &case.masks);
+        let last = expected.len() - 1;
+        expected[last] += 1e-3 + 1e-3 * expected[last].abs();
+        assert!(
+            !compare(&actual, &expected, tolerance).passed(),
+            "{}: one changed value passed",
+            case.name
+        );
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn prefill_attention_never_looks_at_forbidden_keys() {
+    for (seed, case) in (1..).zip(cases::attention_prefill()) {
+        let inputs = case.inputs(seed);
+        let with_nan = run_prefill(&case, &inputs, NAN_PAIR);
+        let with_threes = run_prefill(&case, &inputs, THREES);
+        assert!(bits(&with_nan) == bits(&with_threes), "{}", case.name);
+
+        // Keys that only later queries of the chunk see: NaN there reaches those and nobody else.
+        let seen = case.len / 2;
+        let mut poisoned = inputs.clone();
+        let from = case.shape().kv_index((case.start + seen) as usize, 0);
+        poisoned.k[from..].fill(f32::NAN);
+        poisoned.v[from..].fill(f32::NAN);
+        let actual = run_prefill(&case, &poisoned, NAN_PAIR);
+        let end = case.shape().q_index(seen as usize, 0);
+        assert!(
+            bits(&actual[..end]) == bits(&with_nan[..end]),
+            "{}: causality",
+            case.name
+        );
+        assert!(
+            actual[end..].iter().all(|value| value.is_nan()),
+            "{}: the control",
+            case.name
+        );
+    }
+}
+
+/// The work list as the engine makes it.
+fn work_list(case: &AttentionCase) -> (Vec<DecodeItem>, Vec<HeadParts>) {
+    let served = case.head_shape().heads_per_item();
+    let group = case.heads / case.kv_heads;
+    let (mut items, mut heads, mut partial) = (Vec::new(), Vec::new(), 0);
+    for (kv_head, mask) in (0..case.kv_heads).zip(&case.masks) {
+        let parts = mask.span().min(case.context).div_ceil(DECODE_KEYS);
+        for first in (0..group).step_by(served as usize) {
+            items.extend((0..parts).map(|part| DecodeItem {
+                kv_head,
+                first_head: kv_head * group + first,
+                part,
+                parts,
+            }));
+            heads.extend((0..served).map(|head| HeadParts {
+                first: partial + head,
+                stride: served,
+                parts,
+                reserved: 0,
+            }));
+            partial += parts * served;
+        }
+    }
+    (items, heads)
+}
+
+fn run_decode(case: &AttentionCase, inputs: &Inputs, forbidden: u32) -> Vec<f32> {
+    let (items, heads) = work_list(case);
+    let spans = case.spans();
+    let shape = case.head_shape();
+    let ring = |rows| case.ring(rows, case.start + 1, forbidden);
+    let words = items.len() * (shape.heads_per_item() * (case.head_dim + 2)) as usize;
+    let count = |len: usize| u32::try_from(len).unwrap();
+    let mut gpu = test_gpu();
+    let partials = gpu.run(
+        Kernel::AttentionDecode,
+        shape,
+        (count(items.len()), 1),
+        &[
+            ("state", Data::U32(&state(case.start, 1))),
+            ("q", Data::F32(&inputs.q)),
+            ("k_ring", Data::U32(&ring(&inputs.k))),
+            ("v_ring", Data::U32(&ring(&inputs.v))),
+            ("spans", Data::U32(cast_slice(&spans))),
+            ("items", Data::U32(cast_slice(&items))),
+            ("partials", Data::Poison(words)),
+        ],
+    );
+    let joined = gpu.run(
+        Kernel::MergeLse,
+        shape,
+        (case.heads, 1),
+        &[
+            ("partials", Data::U32(&partials["partials"])),
+            ("heads", Data::U32(cast_slice(&heads))),
+            ("y", Data::Poison(inputs.q.len())),
+        ],
+    );
+    floats(&joined["y"])
+}
+
+fn twin_decode(case: &AttentionCase, inputs: &Inputs, masks: &[HeadMask]) -> Vec<f64> {
+    let spans = case.spans();
+    let heads: Vec<DecodeHead> = (masks.iter().zip(case.layouts()).zip(&spans))
+        .map(|((&mask, layout), span)| DecodeHead {
+            mask,
+            layout,
+            slot_offset: span.slot_offset as usize,
+        })
+        .collect();
+    let k = unpacked(&case.ring(&inputs.k, case.start + 1, 0));
+    let v = unpacked(&case.ring(&inputs.v, case.start + 1, 0));
+    attention_decode(
+        case.shape(),
+        &inputs.q,
+        &k,
+        &v,
+        &heads,
+        case.start,
+        case.start + 1,
+    )
+    .o
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn decode_attention_equals_its_twin() {
+    for (seed, case) in (101..).zip(cases::attention_decode()) {
+        let inputs = case.inputs(seed);
+        let expected = twin_decode(&case, &inputs, &case.masks);
+        let actual = run_decode(&case, &inputs, NAN_PAIR);
+        let error = compare(&actual, &expected, attention_tolerance(&case)).assert(case.name);
+        println!("attention_decode, {}: {error:.2e}", case.name);
+        // Prefill's definition says the same without any ring.
+        let linear = twin_prefill(&case, &inputs, &case.masks);
+        let _ = compare(&expected, &linear, Tolerance::new(1e-12, 1e-12)).assert(case.name);
+        assert!(
+            bits(&actual) == bits(&run_decode(&case, &inputs, THREES)),
+            "{}: a forbidden slot",
+            case.name
+        );
+
+        let q_pos = case.start;
+        for change in [1i64, -1] {
+            let changed: Vec<HeadMask> = case
+                .masks
+                .iter()
+                .map(|&mask| HeadMask {
+                    window: window_changed(mask.window, change),
+                    ..mask
+                })
+                .collect();
+            let differs = (case.masks.iter().zip(&changed)).any(|(a, b)| {
+                (0..=q_pos).any(|k_pos| a.attends(q_pos, k_pos) != b.attends(q_pos, k_pos))
+            });
+            // Among scores of 80 one key holds all the weight of a single query.
+            if differs && case.largest_score < 20.0 {
+                let expected = twin_prefill(&case, &inputs, &changed);
+                let passed = compare(&actual, &expected, attention_tolerance(&case)).passed();
+                assert!(!passed, "{}: window {change:+} passed", case.name);
+            }
+        }
+    }
+}
+
+fn window_changed(window: u32, change: i64) -> u32 {
+    u32::try_from((i64::from(window) + change).clamp(1, i64::from(u32::MAX))).unwrap()
+}

@@ -1,0 +1,246 @@
+//! Weight pieces of every type: products and embeddings.
+
+use bytemuck::bytes_of;
+use moa_mask::abi::PieceParams;
+use moa_reference::compare::{Tolerance, compare};
+use moa_shaders::{HeadShape, Kernel, MATMUL_TILE, MATVEC_ROWS, VectorType, WeightType};
+use moa_tests::attention::{packed, unpacked};
+use moa_tests::cases::{self, MatmulCase};
+use moa_tests::gpu::{Data, POISON, floats, test_gpu};
+use moa_tests::random::Random;
+
+use crate::{bits, state};
+
+/// Of sums of up to 1,536 products of magnitude 1, in f32.
+const MATMUL: Tolerance = Tolerance::new(5e-5, 2e-5);
+const EMBEDDING: Tolerance = Tolerance::new(1e-7, 1e-6);
+/// Attention's shape, which these kernels do not use.
+const SHAPE: HeadShape = HeadShape {
+    heads: 1,
+    kv_heads: 1,
+    head_dim: 64,
+};
+
+/// A random piece in `weight`'s type, and what its bytes mean.
+fn piece(random: &mut Random, weight: WeightType, rows: u32, cols: u32) -> (Vec<u8>, Vec<f64>) {
+    let values = random.spiked((rows * cols) as usize, 0.5);
+    let (dtype, stored) = match weight {
+        WeightType::Q4 => (moa_format::DType::Q4, moa_reference::weights::Stored::Q4),
+        WeightType::Q8 => (moa_format::DType::Q8, moa_reference::weights::Stored::Q8),
+        WeightType::F16 => (moa_format::DType::F16, moa_reference::weights::Stored::F16),
+        WeightType::F32 => (moa_format::DType::F32, moa_reference::weights::Stored::F32),
+    };
+    let bytes = moa_format::pack(dtype, &values, cols).unwrap().bytes;
+    let weights = moa_reference::weights::dequantize(stored, &bytes, values.len());
+    (bytes, weights)
+}
+
+/// Values and scales of a piece, as they are bound.
+fn parts(weight: WeightType, bytes: &[u8], rows: u32, cols: u32) -> (Vec<u8>, Vec<u8>) {
+    let dtype = match weight {
+        WeightType::Q4 => moa_format::DType::Q4,
+        WeightType::Q8 => moa_format::DType::Q8,
+        WeightType::F16 => moa_format::DType::F16,
+        WeightType::F32 => moa_format::DType::F32,
+    };
+    let layout = moa_format::PieceLayout::of(dtype, rows, cols).unwrap();
+    let end = usize::try_from(layout.values_bytes).unwrap();
+    let scales = usize::try_from(layout.scales_offset).unwrap();
+    (bytes[..end].to_vec(), bytes[scales..].to_vec())
+}
+
+fn check_matmul(weight: WeightType, case: MatmulCase, vector: VectorType) -> f64 {
+    let mut random = Random::new(u64::from(case.rows * case.cols + case.tokens));
+    let (bytes, weights) = piece(&mut random, weight, case.rows, case.cols);
+    let (values, scales) = parts(weight, &bytes, case.rows, case.cols);
+    let x = random.spiked((case.tokens * case.cols) as usize, 1.0);
+    let bias = random.spiked(case.whole_rows as usize, 1.0);
+    let bias: Vec<f32> = if vector == VectorType::F16 {
+        unpacked(&packed(&even(&bias)))
+    } else {
+        bias
+    };
+    let before = random.spiked((case.tokens * case.whole_rows) as usize, 1.0);
+    let poisoned: Vec<f32> = if case.add {
+        before.clone()
+    } else {
+        vec![f32::from_bits(POISON); before.len()]
+    };
+
+    let own_bias: Vec<f32> = bias[case.row_offset as usize..][..case.rows as usize].to_vec();
+    let product = moa_reference::matmul::matmul(
+        &x,
+        &weights,
+        case.cols as usize,
+        case.bias.then_some(&own_bias),
+    );
+    let params = PieceParams {
+        rows: case.rows,
+        cols: case.cols,
+        row_offset: case.row_offset,
+        y_stride: case.whole_rows,
+    };
+    let bias_words = if vector == VectorType::F16 {
+        packed(&even(&bias))
+    } else {
+        bits(&bias)
+    };
+    let kind = case.bias.then_some(vector);
+    let kernels = [
+        (
+            Kernel::Matmul {
+                weight,
+                bias: kind,
+                add: case.add,
+            },
+            (
+                case.rows.div_ceil(MATMUL_TILE),
+                case.tokens.div_ceil(MATMUL_TILE),
+            ),
+        ),
+        (
+            Kernel::Matvec {
+                weight,
+                bias: kind,
+                add: case.add,
+            },
+            (case.rows.div_ceil(MATVEC_ROWS), case.tokens),
+        ),
+    ];
+    let mut largest = 0.0f64;
+    for (kernel, grid) in kernels {
+        let label = format!("{} {case:?}", kernel.label());
+        let outputs = test_gpu().run(
+            kernel,
+            SHAPE,
+            grid,
+            &[
+                ("params", Data::Bytes(bytes_of(&params))),
+                ("state", Data::U32(&state(0, case.tokens))),
+                ("x", Data::F32(&x)),
+                ("values", Data::Bytes(&values)),
+                ("y", Data::F32(&poisoned)),
+                ("scales", Data::Bytes(&scales)),
+                ("vector", Data::U32(&bias_words)),
+            ],
+        );
+        let y = &outputs["y"];
+        let mut own = Vec::new();
+        let mut expected = Vec::new();
+        for token in 0..case.tokens as usize {
+            for row in 0..case.whole_rows as usize {
+                let at = token * case.whole_rows as usize + row;
+                let piece_row = row.wrapping_sub(case.row_offset as usize);
+                if piece_row < case.rows as usize {
+                    own.push(f32::from_bits(y[at]));
+                    let residual = if case.add { f64::from(before[at]) } else { 0.0 };
+                    expected.push(product[token * case.rows as usize + piece_row] + residual);
+                } else {
+                    assert_eq!(
+                        y[at],
+                        poisoned[at].to_bits(),
+                        "{label}: rows of other pieces stay"
+                    );
+                }
+            }
+        }
+        largest = largest.max(compare(&own, &expected, MATMUL).assert(&label));
+        let last = expected.len() - 1;
+        expected[last] += 1e-3 + 1e-3 * expected[last].abs();
+        assert!(
+            !compare(&own, &expected, MATMUL).passed(),
+            "{label}: one changed value passed"
+        );
+        assert!(
+            !compare(&own, &vec![0.0; own.len()], MATMUL).passed(),
+            "{label}: zeros passed"
+        );
+    }
+    largest
+}
+
+/// An even number of values, so that they fill words of two.
+fn even(values: &[f32]) -> Vec<f32> {
+    let mut values = values.to_vec();
+    values.resize(values.len().next_multiple_of(2), 0.0);
+    values
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn matrices_of_every_type_multiply() {
+    for weight in WeightType::ALL {
+        let mut list = cases::matmul();
+        if !weight.has_scales() {
+            list.extend(cases::matmul_ragged());
+        }
+        let mut largest = 0.0f64;
+        for (index, case) in list.into_iter().enumerate() {
+            largest = largest.max(check_matmul(weight, case, VectorType::ALL[index % 2]));
+        }
+        println!("matmul and matvec, {}: {largest:.2e}", weight.name());
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn embeddings_of_every_type_are_gathered() {
+    for weight in WeightType::ALL {
+        let (rows, cols) = (37, if weight.has_scales() { 96 } else { 100 });
+        let mut random = Random::new(11);
+        let (bytes, weights) = piece(&mut random, weight, rows, cols);
+        let (values, scales) = parts(weight, &bytes, rows, cols);
+        // Rows 20..57 of the whole: ids below and above belong to other pieces.
+        let tokens = [20u32, 56, 19, 57, 33, 33];
+        let params = PieceParams {
+            rows,
+            cols,
+            row_offset: 20,
+            y_stride: cols,
+        };
+        let words = tokens.len() * cols as usize;
+        let outputs = test_gpu().run(
+            Kernel::Embedding(weight),
+            SHAPE,
+            ((cols / 4).div_ceil(64), 6),
+            &[
+                ("params", Data::Bytes(bytes_of(&params))),
+                ("state", Data::U32(&state(0, 6))),
+                ("tokens", Data::U32(&tokens)),
+                ("values", Data::Bytes(&values)),
+                ("scales", Data::Bytes(&scales)),
+                ("y", Data::Poison(words)),
+            ],
+        );
+        let mut error = 0.0f64;
+        for (token, row) in tokens.iter().zip(outputs["y"].chunks_exact(cols as usize)) {
+            if (20..57).contains(token) {
+                let expected =
+                    moa_reference::embedding::embedding(&[token - 20], &weights, cols as usize);
+                error =
+                    error.max(compare(&floats(row), &expected, EMBEDDING).assert(weight.name()));
+                let wrong = moa_reference::embedding::embedding(
+                    &[(token - 20 + 1) % rows],
+                    &weights,
+                    cols as usize,
+                );
+                assert!(
+                    !compare(&floats(row), &wrong, EMBEDDING).passed(),
+                    "the neighbouring row passed"
+                );
+            } else {
+                assert!(
+                    row.iter().all(|&word| word == POISON),
+                    "another piece's token was written"
+                );
+            }
+        }
+        println!("embedding, {}: {error:.2e}", weight.name());
+    }
+}
