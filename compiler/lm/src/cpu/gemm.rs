@@ -218,6 +218,28 @@ mod tests {
     }
 
     #[test]
+    fn products_do_not_depend_on_the_number_of_threads() {
+        for (m, n, k) in [(512, 576, 1536), (37, 3000, 576), (1, 4000, 576)] {
+            let (a, b) = (wave(m * k, 0.3), wave(n * k, 0.7));
+            let on = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
+                let mut dst = vec![0.0; m * n];
+                pool.install(|| {
+                    let product = MatrixMut::new(&mut dst, m, n, n);
+                    let (a, b) = (Matrix::new(&a, m, k, k), Matrix::new(&b, n, k, k).t());
+                    gemm(product, Store::Set, a, b, 1.0, Threads::All);
+                });
+                dst
+            };
+            let one = on(1);
+            assert!(one == on(2) && one == on(5), "{m} {n} {k}");
+        }
+    }
+
+    #[test]
     #[should_panic(expected = "the factor fits its slice")]
     fn short_slices_are_refused() {
         let mut dst = [0.0; 4];

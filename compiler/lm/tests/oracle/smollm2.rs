@@ -91,7 +91,7 @@ fn follow(lm: &Lm<Cpu>, case: &Value, kind: &str, masks: Option<&ModelMasks>) ->
         "SmolLM2 {} {kind}: first 20 logits, largest error {worst:.2e}",
         case["name"]
     );
-    assert!(worst < 2e-3, "{worst}");
+    assert!(worst < 5e-4, "{worst}"); // measured 6e-5
     let mut clear = 0;
     for (step, (&token, &margin)) in tokens.iter().zip(&margins).enumerate() {
         let (found, lead) = best(&logits);
