@@ -12,7 +12,7 @@ pub(crate) struct Preset {
 /// The preset of `args`, with what was typed in its place; no length beyond `context`.
 pub(crate) fn preset(args: &ProfileArgs, context: u32) -> Preset {
     let (lengths, samples): (&[u32], usize) = match args.effort {
-        Effort::Quick => (&[1024, 2048], 1),
+        Effort::Quick => (&[1024, 2048], 2),
         Effort::Standard => (&[2048, 4096], 8),
         Effort::Thorough => (&[2048, 4096, 8192], 16),
     };

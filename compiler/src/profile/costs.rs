@@ -2,30 +2,49 @@
 //!
 //! Each term (a kind of sample at a length) is divided by its sum of absolute costs over all heads and
 //! candidates, so that no kind and no length outweighs another by its units alone; terms are then added.
+//!
+//! A constrained length beyond the longest profile has no curve of its own. Left out, rules that agree at the
+//! profiled lengths would tie there, and the budget of the length that an engine runs at would go to waste. It
+//! borrows the longest profile's curve at the same share of the text: an assumption, not a measurement, which
+//! a profile at that length replaces.
 
 use moa_lm::Estimator;
 use moa_mask::HeadRule;
 
 use super::curves::Curves;
 
-/// Costs of `candidates` for every head, `[layer * kv_heads + kv_head][candidate]` flattened.
-pub(crate) fn costs(curves: &Curves, estimator: Estimator, candidates: &[HeadRule]) -> Vec<f64> {
+/// Costs of `candidates` for every head, `[layer * kv_heads + kv_head][candidate]` flattened, at the profiled lengths
+/// and at those of `constrained` that lie beyond them.
+pub(crate) fn costs(
+    curves: &Curves,
+    estimator: Estimator,
+    candidates: &[HeadRule],
+    constrained: &[u32],
+) -> Vec<f64> {
     let heads = curves.layers * curves.kv_heads;
     let index = Estimator::ALL
         .iter()
         .position(|&known| known == estimator)
         .unwrap_or_default();
     let mut total = vec![0.0; heads * candidates.len()];
-    for (&context, length) in &curves.lengths {
-        let bins = curves.bins(context);
+    let Some(&longest) = curves.lengths.keys().next_back() else {
+        return total;
+    };
+    let own = curves.lengths.keys().map(|&length| (length, length));
+    let borrowed = constrained
+        .iter()
+        .filter(|&&context| context > longest)
+        .map(|&context| (context, longest));
+    for (context, profiled) in own.chain(borrowed) {
+        let bins = curves.bins(profiled);
         let bin_of: Vec<usize> = candidates
             .iter()
             .map(|rule| {
                 let span = rule.span(context, curves.grid);
-                (span.div_ceil(curves.grid.block()).max(1) as usize).min(bins) - 1
+                bin(span, context, profiled, curves.grid.block()).min(bins - 1)
             })
             .collect();
-        for kind in length.kinds.values() {
+        for kind in curves.lengths[&profiled].kinds.values() {
             let curve = &kind.mean[index];
             let term: Vec<f64> = (0..heads)
                 .flat_map(|head| bin_of.iter().map(move |&bin| curve[head * bins + bin]))
@@ -39,6 +58,14 @@ pub(crate) fn costs(curves: &Curves, estimator: Estimator, candidates: &[HeadRul
         }
     }
     total
+}
+
+/// The bin of a curve of length `profiled` that a span at length `context` falls into, at the same share of the text.
+fn bin(span: u32, context: u32, profiled: u32, block: u32) -> usize {
+    let span = u64::from(span) * u64::from(profiled);
+    let step = u64::from(block) * u64::from(context);
+    // At most the number of blocks of a u32 length.
+    usize::try_from(span.div_ceil(step.max(1)).max(1) - 1).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -92,7 +119,12 @@ mod tests {
             },
             HeadRule::DENSE,
         ];
-        let found = costs(&curves, Estimator::JointAbs, &rules);
+        let found = costs(&curves, Estimator::JointAbs, &rules, &[16]);
         assert_eq!(found, [0.75, 0.25, 0.0, 0.75, 0.25, 0.0]);
+        // Twice the length: spans of 8, 12 and 32 tokens of 32 are 4, 8 (rounded up) and 16 of 16.
+        let longer = costs(&curves, Estimator::JointAbs, &rules, &[16, 32]);
+        let scale = 4.0 + 3.0;
+        let expected = [0.75 + 4.0 / scale, 0.25 + 3.0 / scale, 0.0];
+        assert_eq!(longer, [expected, expected].concat());
     }
 }

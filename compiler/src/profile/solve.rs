@@ -126,7 +126,7 @@ pub(crate) fn solve(curves: &Curves, spec: &SolveSpec) -> anyhow::Result<(Plan, 
     let problem = Problem {
         layers: curves.layers,
         kv_heads: curves.kv_heads,
-        costs: costs(curves, spec.estimator, &rules),
+        costs: costs(curves, spec.estimator, &rules, &lengths),
         budgets: budgets(&lengths, spec.density),
         candidates: rules,
         grid: curves.grid,
