@@ -5,10 +5,12 @@
 
 #![expect(
     clippy::print_stdout,
+    clippy::print_stderr,
     reason = "the headings and figures are what this program is for"
 )]
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -54,7 +56,17 @@ enum Command {
     },
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let workspace = Workspace::find()?;
     match Cli::parse().command {
         Command::Setup { demo: true } => setup::run(&workspace, Purpose::Demo),
