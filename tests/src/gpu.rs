@@ -228,7 +228,7 @@ impl TestGpu {
         encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, words as u64 * 4);
         self.queue.submit([encoder.finish()]);
         staging.map_async(wgpu::MapMode::Read, .., |result| {
-            result.expect("a mappable buffer")
+            result.expect("a mappable buffer");
         });
         self.device
             .poll(wgpu::PollType::wait_indefinitely())

@@ -1,6 +1,6 @@
 //! Seeded numbers, the same on every machine: not uniform noise alone, but spiked, as activations are.
 
-/// SplitMix64.
+/// The `SplitMix64` generator.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 

@@ -1,6 +1,8 @@
 //! The whole engine on a device with default limits against a forward pass in f64: every weight type, chunks and
 //! turns, rewinds, memory, damage. The smallest models that still have heads of different spans and wrapped rings.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 use bytemuck::cast_slice;
 use moa_format::{DType, KV_VALUE_BYTES};
 use moa_mask::{ModelMasks, PREFILL_CHUNK, RingLayout, SLACK, memory};

@@ -13,6 +13,9 @@ use moa_tests::gpu::{Data, floats, test_gpu};
 
 use crate::{bits, state};
 
+/// A mask beside the one that is tested.
+type Neighbour = fn(HeadMask) -> HeadMask;
+
 /// Two f16 NaN.
 const NAN_PAIR: u32 = 0x7e00_7e00;
 /// Two f16 of 3.
@@ -99,7 +102,7 @@ fn prefill_attention_is_told_from_its_neighbours() {
         let actual = run_prefill(&case, &inputs, NAN_PAIR);
         let tolerance = attention_tolerance(&case);
         let q_last = case.start + case.len - 1;
-        let neighbours: [(&str, fn(HeadMask) -> HeadMask); 3] = [
+        let neighbours: [(&str, Neighbour); 3] = [
             ("window + 1", |mask| HeadMask {
                 window: mask.window.saturating_add(1),
                 ..mask
