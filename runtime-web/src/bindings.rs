@@ -259,6 +259,10 @@ impl MoaEngine {
 
     /// Tokens in the cache.
     #[wasm_bindgen(getter)]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "JavaScript compares a length with 0"
+    )]
     pub fn len(&self) -> u32 {
         self.engine.len()
     }
