@@ -1,4 +1,4 @@
-//! Times the solvers on a problem of the size of a 7B model: `cargo run -p moa-solve --example bench [layers kv_heads rules]`.
+//! Times the solvers on a problem of the size of a 7B model: `cargo run -p moa-solve --example solve_random [layers kv_heads rules]`.
 
 #[path = "../tests/cases/mod.rs"]
 mod cases;
