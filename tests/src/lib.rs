@@ -4,6 +4,7 @@
 //! the same ones.
 
 pub mod attention;
+pub mod bundles;
 pub mod cases;
 pub mod gpu;
 pub mod random;

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use half::f16;
 use moa_format::{
-    CHUNK_BYTES, DType, EMBEDDING, FINAL_NORM, Family, Manifest, ModelConfig, Plan, Provenance,
-    RopeConfig, RopeScaling, ShardBuilder, TensorRole, TensorSpec, Weights, layer_tensor, pack,
-    plan_entry, tensors, unpack,
+    DType, EMBEDDING, FINAL_NORM, Family, ModelConfig, Plan, Provenance, RopeConfig, RopeScaling,
+    TensorRole, TensorSpec, layer_tensor, pack, tensors, unpack,
 };
 use moa_mask::{HeadRule, ModelMasks};
 use moa_reference::attention_prefill::{AttentionShape, attention_prefill};
@@ -14,21 +13,27 @@ use moa_reference::matmul::matmul;
 use moa_reference::rms_norm::rms_norm;
 use moa_reference::rope::rope;
 use moa_reference::swiglu::swiglu;
-use moa_runtime_web::{Engine, EngineOptions, Gpu, GpuOptions, Setup};
+use moa_runtime_web::{Engine, EngineOptions};
 
+use crate::bundles::Bundle;
 use crate::random::Random;
 
 /// A bundle and what its weights mean.
 #[derive(Debug, Clone)]
 pub struct TinyModel {
-    /// The manifest, with the plan under its own name.
-    pub manifest: Manifest,
-    /// The plan.
-    pub plan: Plan,
-    /// The shards' bytes.
-    pub shards: Vec<Vec<u8>>,
+    /// The bundle.
+    pub bundle: Bundle,
     /// Every tensor as it is stored, dequantized.
     weights: BTreeMap<String, Vec<f32>>,
+}
+
+/// How a cache stores K and V.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvStored {
+    /// As the engine does.
+    F16,
+    /// As oracles do.
+    F32,
 }
 
 /// A small shape with three query heads to a KV head; `head_dim` 16.
@@ -120,67 +125,41 @@ impl TinyModel {
         plan: Plan,
         mut values: impl FnMut(&TensorSpec) -> (Vec<f32>, DType),
     ) -> Self {
-        let mut builder = ShardBuilder::new();
-        let mut shards = Vec::new();
-        let mut weights = BTreeMap::new();
-        for spec in tensors(&config) {
-            let (values, dtype) = values(&spec);
-            builder
-                .begin_tensor(&spec, dtype, "test")
-                .expect("a valid spec");
-            let mut stored = Vec::with_capacity(values.len());
-            while let Some(rows) = builder.next_rows() {
-                let range = (rows.start * spec.cols) as usize..(rows.end * spec.cols) as usize;
-                let piece = pack(dtype, &values[range], spec.cols).expect("finite weights");
-                let rows = rows.end - rows.start;
-                stored.extend(unpack(dtype, &piece.bytes, rows, spec.cols).expect("packed above"));
-                shards.extend(builder.push_piece(&piece).expect("a piece in order"));
-            }
-            weights.insert(spec.name, stored);
-        }
-        let (last, listed) = builder.finish().expect("all tensors");
-        shards.extend(last);
-        let manifest = manifest(config, &plan, listed);
-        // As a reader gets it: written, sealed and checked.
-        let json = manifest.to_json().expect("a valid manifest");
-        let manifest = Manifest::from_json(json).expect("written above");
-        Self {
-            manifest,
-            plan,
-            shards: shards.into_iter().map(|shard| shard.data).collect(),
-            weights,
-        }
+        let sources: BTreeMap<String, (Vec<f32>, DType)> = tensors(&config)
+            .iter()
+            .map(|spec| (spec.name.clone(), values(spec)))
+            .collect();
+        let mut weights: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        let dtype = |spec: &TensorSpec| sources[&spec.name].1;
+        let bundle = Bundle::build(config, plan, dtype, |spec, rows| {
+            let (values, dtype) = &sources[&spec.name];
+            let range = (rows.start * spec.cols) as usize..(rows.end * spec.cols) as usize;
+            let piece = pack(*dtype, &values[range], spec.cols).expect("finite weights");
+            let rows = rows.end - rows.start;
+            let stored = unpack(*dtype, &piece.bytes, rows, spec.cols).expect("packed above");
+            weights.entry(spec.name.clone()).or_default().extend(stored);
+            piece
+        });
+        Self { bundle, weights }
     }
 
-    /// An engine with the weights in it, on a device of this process.
+    /// An engine under the bundle's own plan.
     pub fn engine(&self, context: u32, options: EngineOptions) -> Engine {
-        let setup = Setup::new(self.manifest.clone(), self.plan.clone(), context).expect("a setup");
-        let options_of_device = GpuOptions {
-            default_limits: true,
-            low_power: false,
-        };
-        let gpu = pollster::block_on(Gpu::open(options_of_device, setup.needs()))
-            .unwrap_or_else(|error| panic!("MOA_TEST_WGPU=yes, but: {error}"));
-        let mut engine = pollster::block_on(Engine::new(gpu, setup, options)).expect("an engine");
-        for (index, shard) in self.shards.iter().enumerate() {
-            for (chunk, bytes) in shard.chunks(CHUNK_BYTES as usize).enumerate() {
-                let offset = chunk as u64 * u64::from(CHUNK_BYTES);
-                engine
-                    .write_shard(index, offset, bytes)
-                    .expect("a chunk of this bundle");
-            }
-        }
-        pollster::block_on(engine.finish_loading()).expect("everything was written");
-        engine
+        self.bundle.engine_with(&self.bundle.plan, context, options)
+    }
+
+    /// The masks of the bundle's plan.
+    pub fn masks(&self, context: u32) -> ModelMasks {
+        self.bundle.plan.masks(context).expect("a checked plan")
     }
 
     /// The shape.
     pub fn config(&self) -> &ModelConfig {
-        &self.manifest.model
+        &self.bundle.manifest.model
     }
 
-    /// Logits of every position, `[ids.len(), vocab_size]`, from the twins; K and V are rounded to f16 as caches are.
-    pub fn logits(&self, ids: &[u32], masks: &ModelMasks) -> Vec<f64> {
+    /// Logits of every position, `[ids.len(), vocab_size]`, from the twins; K and V are rounded as caches store them.
+    pub fn logits(&self, ids: &[u32], masks: &ModelMasks, stored: KvStored) -> Vec<f64> {
         let config = self.config();
         let shape = AttentionShape {
             heads: config.heads as usize,
@@ -221,7 +200,10 @@ impl TinyModel {
                 &inv_freq,
                 false,
             );
-            let (q, k, v) = (f32s(&q), halves(&f32s(&k)), halves(&project("v_proj")));
+            let (q, mut k, mut v) = (f32s(&q), f32s(&k), project("v_proj"));
+            if stored == KvStored::F16 {
+                (k, v) = (halves(&k), halves(&v));
+            }
             let attended = attention_prefill(shape, &q, &k, &v, masks.layer(layer as usize), 0).o;
             let o_proj = self.matrix(&name("self_attn.o_proj.weight"));
             add(
@@ -267,20 +249,6 @@ impl TinyModel {
             &self.weights[name],
             self.config().rms_norm_eps,
         ))
-    }
-}
-
-fn manifest(config: ModelConfig, plan: &Plan, weights: Weights) -> Manifest {
-    let (entry, _) = plan_entry(plan, &config).expect("a plan for this model");
-    Manifest {
-        name: "tiny".into(),
-        model: config,
-        tokenizer: None,
-        default_plan: plan.name.clone(),
-        plans: vec![entry],
-        weights,
-        files: Vec::new(),
-        provenance: Provenance::default(),
     }
 }
 

@@ -13,7 +13,7 @@ use moa_runtime_web::{
     StopReason, generate,
 };
 use moa_tests::random::Random;
-use moa_tests::tiny::{self, TinyModel};
+use moa_tests::tiny::{self, KvStored, TinyModel};
 use pollster::block_on;
 
 /// Logits reach 5 or so; K and V rounded to f16 differ where f32 lands across a tie.
@@ -47,7 +47,7 @@ fn logits(engine: &mut Engine) -> Vec<f32> {
 
 /// The last row of the twin's logits.
 fn twin(model: &TinyModel, ids: &[u32], masks: &ModelMasks) -> Vec<f64> {
-    let all = model.logits(ids, masks);
+    let all = model.logits(ids, masks, KvStored::F16);
     all[all.len() - model.config().vocab_size as usize..].to_vec()
 }
 
@@ -75,7 +75,7 @@ fn logits_equal_the_f64_forward_for_every_type() {
     ];
     for (name, model) in models {
         let mut engine = model.engine(CONTEXT, EngineOptions::default());
-        let masks = model.plan.masks(CONTEXT).unwrap();
+        let masks = model.masks(CONTEXT);
         let prompt = ids(3, 173, model.config().vocab_size);
         prefill(&mut engine, &prompt);
         let actual = logits(&mut engine);
@@ -114,7 +114,7 @@ fn logits_equal_the_f64_forward_for_every_type() {
 fn chunks_and_turns_give_the_same_logits() {
     let model = model(DType::Q8);
     let prompt = ids(4, 650, model.config().vocab_size);
-    let expected = twin(&model, &prompt, &model.plan.masks(CONTEXT).unwrap());
+    let expected = twin(&model, &prompt, &model.masks(CONTEXT));
     let mut engine = model.engine(
         CONTEXT,
         EngineOptions {
@@ -300,7 +300,7 @@ fn kv_bytes_are_the_predicted_ones() {
     for context in [1, 50, 256, 720, 4096] {
         let engine = model.engine(context, EngineOptions::default());
         let report = engine.setup().kv_report().unwrap();
-        let at = moa_format::PlanAt::of(&model.plan, model.config(), context).unwrap();
+        let at = moa_format::PlanAt::of(&model.bundle.plan, model.config(), context).unwrap();
         assert_eq!(
             (report.cache, report.scratch, report.dense),
             (at.cache_bytes, at.scratch_bytes, at.dense_bytes)
@@ -315,7 +315,7 @@ fn kv_bytes_are_the_predicted_ones() {
             report.scratch,
             "allocated at {context}"
         );
-        let weights: usize = model.shards.iter().map(Vec::len).sum();
+        let weights: usize = model.bundle.shards.iter().map(Vec::len).sum();
         assert_eq!(engine.ledger()["weights"], weights as u64);
         println!(
             "context {context}: {} dispatches a token",
@@ -342,6 +342,7 @@ fn large_embeddings_are_split_by_rows() {
     let model = TinyModel::new(config, plan, DType::F32, DType::F32, 9);
     assert_eq!(
         model
+            .bundle
             .manifest
             .tensor(moa_format::EMBEDDING)
             .unwrap()
@@ -352,7 +353,7 @@ fn large_embeddings_are_split_by_rows() {
     let mut engine = model.engine(64, EngineOptions::default());
     let prompt = [3, 199_999, 196_607, 196_608, 100_000];
     prefill(&mut engine, &prompt);
-    let expected = twin(&model, &prompt, &model.plan.masks(64).unwrap());
+    let expected = twin(&model, &prompt, &model.masks(64));
     let error = compare(&logits(&mut engine), &expected, LOGITS).assert("two pieces");
     println!("two pieces: {error:.2e}");
 }
@@ -364,10 +365,17 @@ fn large_embeddings_are_split_by_rows() {
 )]
 fn damage_and_misuse_are_typed_errors() {
     let model = model(DType::Q4);
-    let setup = || Setup::new(model.manifest.clone(), model.plan.clone(), CONTEXT).unwrap();
+    let setup = || {
+        Setup::new(
+            model.bundle.manifest.clone(),
+            model.bundle.plan.clone(),
+            CONTEXT,
+        )
+        .unwrap()
+    };
     let open = || block_on(Gpu::open(GpuOptions::default(), setup().needs())).unwrap();
     let mut engine = block_on(Engine::new(open(), setup(), EngineOptions::default())).unwrap();
-    let shard = &model.shards[0];
+    let shard = &model.bundle.shards[0];
     for byte in [0, shard.len() / 2, shard.len() - 1] {
         for bit in [0, 7] {
             let mut damaged = shard.clone();
@@ -428,15 +436,19 @@ fn damage_and_misuse_are_typed_errors() {
     );
 
     assert_eq!(
-        Setup::new(model.manifest.clone(), model.plan.clone(), 4097)
-            .unwrap_err()
-            .code(),
+        Setup::new(
+            model.bundle.manifest.clone(),
+            model.bundle.plan.clone(),
+            4097
+        )
+        .unwrap_err()
+        .code(),
         "bad-argument"
     );
-    let mut other = model.plan.clone();
+    let mut other = model.bundle.plan.clone();
     other.rules.pop();
     assert_eq!(
-        Setup::new(model.manifest.clone(), other, 64)
+        Setup::new(model.bundle.manifest.clone(), other, 64)
             .unwrap_err()
             .code(),
         "bad-plan"
@@ -447,7 +459,12 @@ fn damage_and_misuse_are_typed_errors() {
     };
     let plan = tiny::plan(&huge, 8, &[16]);
     let model = TinyModel::new(huge, plan, DType::Q4, DType::F32, 1);
-    let setup = Setup::new(model.manifest.clone(), model.plan.clone(), 1 << 23).unwrap();
+    let setup = Setup::new(
+        model.bundle.manifest.clone(),
+        model.bundle.plan.clone(),
+        1 << 23,
+    )
+    .unwrap();
     let limits = GpuOptions {
         default_limits: true,
         low_power: false,

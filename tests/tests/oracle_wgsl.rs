@@ -1,0 +1,296 @@
+//! The engine against what independent programs computed: PyTorch in f64 on tiny checkpoints, and SmolLM2's greedy
+//! tokens in f32, dense and under a fixed plan.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use moa_format::{BlockType, DType, ImportOptions, PackedPiece, Plan, TensorSpec, pack, repack};
+use moa_mask::MaskGrid;
+use moa_model::{Checkpoint, SourceType};
+use moa_reference::compare::{Tolerance, compare};
+use moa_runtime_web::{Engine, EngineOptions};
+use moa_tests::bundles::Bundle;
+use moa_tests::tiny::{KvStored, TinyModel};
+use pollster::block_on;
+use safetensors::SafeTensors;
+
+/// The twins' forward against the oracles: the same definition, f32 between operations.
+const DEFINITION: Tolerance = Tolerance::new(2e-4, 1e-4);
+/// tiny-qwen2 and tiny-llama3 have cosines and sines in f32.
+const DEFINITION_F32_ROPE: Tolerance = Tolerance::new(1e-3, 1e-4);
+/// The engine against the twins' forward, both with K and V in f16, where f32 may land across a tie.
+const LOGITS: Tolerance = Tolerance::new(8e-3, 2e-3);
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(name)
+}
+
+/// A bundle in f32 of a checkpoint in `fixtures`, under the dense plan.
+fn tiny(name: &str) -> TinyModel {
+    let checkpoint = Checkpoint::open(fixture(name)).unwrap();
+    let config = checkpoint.config().clone();
+    let plan = Plan::dense(&config, MaskGrid::default());
+    TinyModel::of(config, plan, |spec| {
+        (
+            checkpoint.tensor(&spec.name).unwrap().to_f32().unwrap(),
+            DType::F32,
+        )
+    })
+}
+
+fn prefill(engine: &mut Engine, ids: &[u32]) {
+    let mut taken = 0;
+    while taken < ids.len() {
+        taken += block_on(engine.prefill(&ids[taken..])).unwrap();
+    }
+}
+
+/// The logits of every position: token by token, which is the same text in the smallest chunks.
+fn all_logits(engine: &mut Engine, ids: &[u32]) -> Vec<f32> {
+    let mut all = Vec::new();
+    for id in ids {
+        prefill(engine, &[*id]);
+        all.extend(block_on(engine.logits()).unwrap());
+    }
+    all
+}
+
+struct Oracle {
+    bytes: Vec<u8>,
+}
+
+impl Oracle {
+    fn open(name: &str) -> Self {
+        Self {
+            bytes: std::fs::read(fixture(name).join("oracle.safetensors")).unwrap(),
+        }
+    }
+
+    /// Numbers of a tensor, whatever their type.
+    fn numbers(&self, name: &str) -> Vec<f64> {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let tensor = file.tensor(name).unwrap();
+        let data = tensor.data();
+        #[expect(clippy::cast_precision_loss, reason = "ids and spans are small")]
+        let integer = |bytes| i64::from_le_bytes(bytes) as f64;
+        match tensor.dtype() {
+            safetensors::Dtype::F64 => data
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .map(|&b| f64::from_le_bytes(b))
+                .collect(),
+            safetensors::Dtype::F32 => data
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|&b| f32::from_le_bytes(b).into())
+                .collect(),
+            safetensors::Dtype::I64 => data
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .map(|&b| integer(b))
+                .collect(),
+            safetensors::Dtype::I32 => data
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|&b| i32::from_le_bytes(b).into())
+                .collect(),
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    fn integers(&self, name: &str) -> Vec<u32> {
+        #[expect(clippy::cast_possible_truncation, reason = "ids and spans are small")]
+        #[expect(clippy::cast_sign_loss, reason = "ids and spans are positive")]
+        let integer = |value| value as u32;
+        self.numbers(name).into_iter().map(integer).collect()
+    }
+}
+
+/// Oracle, twin with exact caches, twin with f16 caches, engine: each against the next. (Rounding K and V to f16
+/// alone moves these random models' logits by up to 0.04: engine against oracle would show little.)
+fn check(
+    label: &str,
+    model: &TinyModel,
+    plan: &Plan,
+    ids: &[u32],
+    oracle: &[f64],
+    definition: Tolerance,
+) {
+    let context = u32::try_from(ids.len()).unwrap();
+    let masks = plan.masks(context).unwrap();
+    let exact = model.logits(ids, &masks, KvStored::F32);
+    let defined = compare(&exact, oracle, definition).assert(label);
+    let rounded = model.logits(ids, &masks, KvStored::F16);
+    let mut engine = model
+        .bundle
+        .engine_with(plan, context, EngineOptions::default());
+    let actual = all_logits(&mut engine, ids);
+    let error = compare(&actual, &rounded, LOGITS).assert(label);
+    println!("{label}: twin {defined:.2e} from the oracle, engine {error:.2e} from the twin");
+    let shifted = [&rounded[1..], &rounded[..1]].concat();
+    assert!(
+        !compare(&actual, &shifted, LOGITS).passed(),
+        "{label}: shifted logits passed"
+    );
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn tiny_checkpoints_give_the_oracles_logits() {
+    for (name, definition) in [
+        ("tiny-llama", DEFINITION),
+        ("tiny-qwen2", DEFINITION_F32_ROPE),
+        ("tiny-llama3", DEFINITION_F32_ROPE),
+    ] {
+        let (model, oracle) = (tiny(name), Oracle::open(name));
+        let ids = oracle.integers("ids");
+        check(
+            name,
+            &model,
+            &model.bundle.plan,
+            &ids,
+            &oracle.numbers("dense_logits"),
+            definition,
+        );
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn the_oracles_plan_masks_as_its_logits_say() {
+    let (model, oracle) = (tiny("tiny-llama"), Oracle::open("tiny-llama"));
+    let config = model.config().clone();
+    let sink = oracle.integers("plan_sink")[0];
+    let spans = oracle.integers("plan_spans");
+    let spans: Vec<&[u32]> = spans.chunks(config.kv_heads as usize).collect();
+    let plan_json = serde_json::json!({ "sink": sink, "spans": spans }).to_string();
+    let plan = Plan::import(plan_json, ImportOptions::new("oracle", &config)).unwrap();
+    let ids = oracle.integers("ids");
+    let masked = oracle.numbers("masked_logits");
+    check(
+        "tiny-llama, masked",
+        &model,
+        &plan,
+        &ids,
+        &masked,
+        DEFINITION,
+    );
+    let dense = oracle.numbers("dense_logits");
+    assert!(
+        !compare(&dense, &masked, LOGITS).passed(),
+        "dense passed as masked"
+    );
+}
+
+/// SmolLM2 from its GGUF, every weight exact: `Q4_1` as q4, `Q8_0` as q8, F32 as f32.
+fn smollm2() -> Bundle {
+    let path = std::env::var_os("MOA_SMOLLM2_GGUF").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.models/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        PathBuf::from,
+    );
+    let checkpoint = Checkpoint::open_weights(path).unwrap();
+    let config = checkpoint.config().clone();
+    let plan = Plan::dense(&config, MaskGrid::default());
+    let block = |spec: &TensorSpec| match checkpoint.source_type(&spec.name).unwrap() {
+        SourceType::Q4_1 => Some(BlockType::Q4_1),
+        SourceType::Q8_0 => Some(BlockType::Q8_0),
+        _ => None,
+    };
+    let piece = |spec: &TensorSpec, rows: Range<u32>| -> PackedPiece {
+        let rows = rows.start as usize..rows.end as usize;
+        let source = checkpoint.tensor_rows(&spec.name, rows).unwrap();
+        match block(spec) {
+            Some(block) => repack(block, source.bytes(), spec.cols).unwrap(),
+            None => pack(DType::F32, &source.to_f32().unwrap(), spec.cols).unwrap(),
+        }
+    };
+    Bundle::build(
+        config,
+        plan,
+        |spec| block(spec).map_or(DType::F32, BlockType::dtype),
+        piece,
+    )
+}
+
+/// Tokens that must be equal: those before the first step whose two best logits are closer than this.
+const CLEAR_MARGIN: f64 = 0.15;
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+#[cfg_attr(skip_smollm2, ignore = "no SmolLM2: set MOA_SMOLLM2_GGUF")]
+fn smollm2_chooses_the_oracles_tokens() {
+    let oracle: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(fixture("smollm2").join("greedy.json")).unwrap())
+            .unwrap();
+    let bundle = smollm2();
+    let config = bundle.manifest.model.clone();
+    let planned = Plan::import(
+        oracle["plan"].to_string(),
+        ImportOptions::new("oracle", &config),
+    )
+    .unwrap();
+    let numbers = |value: &serde_json::Value| -> Vec<f64> {
+        value
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|number| number.as_f64().unwrap())
+            .collect()
+    };
+    let ids_of =
+        |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+    let mut compared = 0;
+    for (kind, plan) in [("dense", &bundle.plan), ("plan", &planned)] {
+        let mut engine = bundle.engine_with(plan, 1500, EngineOptions::default());
+        for case in oracle["cases"].as_array().unwrap() {
+            let (ids, expected) = (
+                ids_of(&case["ids"]),
+                ids_of(&case[format!("{kind}_greedy")]),
+            );
+            let margins = numbers(&case[format!("{kind}_top1_margin")]);
+            let clear = margins
+                .iter()
+                .position(|&margin| margin < CLEAR_MARGIN)
+                .unwrap_or(expected.len());
+            engine.reset();
+            prefill(&mut engine, &ids);
+            let mut tokens = Vec::new();
+            while tokens.len() < expected.len() {
+                let left = u32::try_from(expected.len() - tokens.len()).unwrap();
+                tokens.extend(block_on(engine.decode(left.min(8))).unwrap());
+            }
+            let equal = tokens
+                .iter()
+                .zip(&expected)
+                .take_while(|(a, b)| a == b)
+                .count();
+            println!(
+                "{} under {kind}: {equal} of {} tokens, {clear} clear",
+                case["name"],
+                expected.len()
+            );
+            assert!(
+                equal >= clear,
+                "{} under {kind}: {tokens:?}, expected {expected:?}",
+                case["name"]
+            );
+            compared += clear;
+        }
+    }
+    assert!(compared > 100, "only {compared} tokens were clear");
+}
