@@ -1,5 +1,10 @@
 //! `moa-run` from outside, as far as it goes without a device: exit codes, and what goes where.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "functions that tests share may unwrap as tests do"
+)]
+
 use std::process::{Command, Output};
 
 fn moa_run(args: &[&str]) -> Output {

@@ -1,5 +1,10 @@
 //! Bundles in folders as `moa-run` opens them: plans by name and by file, and every kind of damage.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "functions that tests share may unwrap as tests do"
+)]
+
 use std::path::{Path, PathBuf};
 
 use moa_format::{DType, MANIFEST_FILE, plan_entry};

@@ -1,5 +1,10 @@
-//! The engine against what independent programs computed: PyTorch in f64 on tiny checkpoints, and SmolLM2's greedy
+//! The engine against what independent programs computed: `PyTorch` in f64 on tiny checkpoints, and SmolLM2's greedy
 //! tokens in f32, dense and under a fixed plan.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "functions that tests share may unwrap as tests do"
+)]
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
