@@ -1,6 +1,7 @@
 //! The engine against what independent programs computed: `PyTorch` in f64 on tiny checkpoints, and SmolLM2's greedy
 //! tokens in f32, dense and under a fixed plan.
 
+#![expect(clippy::print_stdout, reason = "measured errors, for docs/kernels.md")]
 #![expect(
     clippy::unwrap_used,
     reason = "functions that tests share may unwrap as tests do"
