@@ -6,14 +6,9 @@ use std::path::Path;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    for (variable, cfg) in [
-        ("MOA_TEST_WGPU", "skip_wgpu"),
-        ("MOA_TEST_BROWSER", "skip_browser"),
-    ] {
-        println!("cargo::rerun-if-env-changed={variable}");
-        if env::var(variable).as_deref() != Ok("yes") {
-            println!("cargo::rustc-cfg={cfg}");
-        }
+    println!("cargo::rerun-if-env-changed=MOA_TEST_WGPU");
+    if env::var("MOA_TEST_WGPU").as_deref() != Ok("yes") {
+        println!("cargo::rustc-cfg=skip_wgpu");
     }
     println!("cargo::rerun-if-env-changed=MOA_SMOLLM2_GGUF");
     let local = Path::new("../.models/SmolLM2-135M-Instruct.Q4_1.gguf");

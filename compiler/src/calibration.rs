@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use moa_format::sha256_hex;
 use moa_lm::{GenerateOptions, Sampler, SamplerOptions, generate};
 
 use crate::calibrate::{
@@ -12,7 +13,7 @@ use crate::cli::ProfileArgs;
 use crate::effort::Preset;
 use crate::hint::Told;
 use crate::interrupt;
-use crate::pipeline::{Opened, samples_hash};
+use crate::pipeline::Opened;
 use crate::printer::Printer;
 
 /// Samples by the length that they are profiled at.
@@ -59,9 +60,8 @@ pub(crate) fn gather(
         bar.finish_and_clear();
     }
     let hashes: Vec<String> = samples.values().map(|list| samples_sha256(list)).collect();
-    let parts: Vec<&[u8]> = hashes.iter().map(String::as_bytes).collect();
     Ok(Gathered {
-        sha256: samples_hash(&parts),
+        sha256: sha256_hex(hashes.concat().as_bytes()),
         samples,
     })
 }

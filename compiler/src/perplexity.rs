@@ -1,7 +1,5 @@
 //! What quantizing cost: perplexity of the bundle's weights against the source's, on the same text.
 
-use std::path::Path;
-
 use moa_lm::{Cpu, Lm};
 use rand::Rng as _;
 use serde::Serialize;
@@ -11,7 +9,6 @@ use crate::calibrate::{Calibration, CalibrationSource, Kind, Tokenize, seeded};
 use crate::interrupt;
 use crate::pipeline::Opened;
 use crate::printer::Printer;
-use crate::source::Source;
 
 /// Tokens of the text: enough to see a bad quantization, little enough to be cheap.
 const TOKENS: u32 = 512;
@@ -49,7 +46,7 @@ impl Perplexity {
 /// Compares a bundle with the checkpoint that it was written from.
 pub(crate) fn compare(
     opened: &Opened,
-    bundle: &Path,
+    bundle: &Bundle,
     max_error: f32,
     printer: &Printer,
 ) -> anyhow::Result<Perplexity> {
@@ -61,8 +58,7 @@ pub(crate) fn compare(
     let stored = if lossless {
         source
     } else {
-        let bundle = Source::Bundle(Box::new(Bundle::open(bundle)?));
-        Lm::load(Cpu, &bundle, cancel)?
+        Lm::load(Cpu, bundle, cancel)?
             .loss(&sample, None, cancel)?
             .exp()
     };

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::path::Path;
 
-use moa_format::{ModelConfig, sha256_hex};
+use moa_format::ModelConfig;
 use moa_lm::{Cpu, Lm, LossKind};
 use moa_model::Checkpoint;
 
@@ -22,7 +22,7 @@ use crate::source::Source;
 /// Who wrote a plan or a bundle.
 pub(crate) const TOOL: &str = concat!("moa-compile ", env!("CARGO_PKG_VERSION"));
 /// Context length of a bundle whose model could go further, unless asked.
-const DEFAULT_CONTEXT: u32 = 8192;
+pub(crate) const DEFAULT_CONTEXT: u32 = 8192;
 
 /// An opened checkpoint; its weights are loaded when they are first needed.
 pub(crate) struct Opened {
@@ -57,11 +57,6 @@ impl Opened {
             .get()
             .ok_or_else(|| crate::exit::Internal("the model vanished".into()).into())
     }
-}
-
-/// What calibration and profile give.
-pub(crate) struct Calibrated {
-    pub(crate) curves: Curves,
 }
 
 /// Opens a checkpoint and settles where to compute.
@@ -133,7 +128,7 @@ pub(crate) fn profile(
     blocks: Option<u32>,
     work: &Path,
     printer: &Printer,
-) -> anyhow::Result<Calibrated> {
+) -> anyhow::Result<Curves> {
     let config = opened.source.config();
     let grid = plans::grid(args.sink, args.block)?;
     if blocks == Some(0) {
@@ -202,12 +197,7 @@ pub(crate) fn profile(
     if let Some(plan) = &spec.at {
         put("at", plan.hash());
     }
-    Ok(Calibrated { curves })
-}
-
-/// Hash of everything that decides what the samples are.
-pub(crate) fn samples_hash(parts: &[&[u8]]) -> String {
-    sha256_hex(&parts.concat())
+    Ok(curves)
 }
 
 /// Removes the work folder of a command that is done.
@@ -216,11 +206,4 @@ pub(crate) fn clean(work: &Path) -> Result<(), FileError> {
         std::fs::remove_dir_all(work).map_err(|source| FileError::new("remove", work, source))?;
     }
     Ok(())
-}
-
-/// For people: one decimal is enough.
-pub(crate) fn mib(bytes: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
-    let bytes = bytes as f64;
-    bytes / f64::from(1 << 20)
 }

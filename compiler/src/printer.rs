@@ -104,6 +104,13 @@ impl Printer {
     }
 }
 
+/// Mebibytes, for people: shown with one decimal.
+pub(crate) fn mib(bytes: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+    let bytes = bytes as f64;
+    bytes / f64::from(1 << 20)
+}
+
 /// One line on standard error; a closed standard error is nobody's problem.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use moa_format::{ModelConfig, Plan};
+use moa_format::{MANIFEST_FILE, ModelConfig, Plan};
 use moa_lm::{WeightError, WeightSource};
 use moa_model::{ChatTokenizer, Checkpoint};
 
@@ -20,7 +20,7 @@ pub(crate) enum Source {
 impl Source {
     /// Opens whichever of the two `path` is.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
-        if path.join("manifest.json").is_file() {
+        if path.join(MANIFEST_FILE).is_file() {
             Ok(Self::Bundle(Box::new(Bundle::open(path)?)))
         } else {
             Ok(Self::Checkpoint(Box::new(Checkpoint::open(path)?)))
@@ -77,9 +77,7 @@ impl WeightSource for Source {
                 .tensor(name)
                 .and_then(|tensor| tensor.to_f32())
                 .map_err(|error| WeightError::new(name, error)),
-            Self::Bundle(bundle) => bundle
-                .tensor_f32(name)
-                .map_err(|error| WeightError::new(name, error)),
+            Self::Bundle(bundle) => bundle.tensor_f32(name),
         }
     }
 }

@@ -24,9 +24,11 @@ mod shard;
 
 pub use error::{FormatError, Result};
 pub use gguf_blocks::{BlockType, repack};
-pub use hash::sha256_hex;
+pub use hash::{hex, sha256_hex};
 pub use import::ImportOptions;
-pub use manifest::{FileEntry, MANIFEST_FILE, Manifest, SCHEMA_VERSION, TokenizerFiles};
+pub use manifest::{
+    FileEntry, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, SCHEMA_VERSION, TokenizerFiles,
+};
 pub use model::{
     EMBEDDING, FINAL_NORM, Family, LM_HEAD, ModelConfig, TensorRole, TensorSpec, layer_tensor,
     tensors,

@@ -21,7 +21,7 @@ pub const SCHEMA_VERSION: u32 = 1;
 /// Name of the manifest in its bundle.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// Largest manifest that is read.
-pub(crate) const MAX_MANIFEST_BYTES: usize = 32 << 20;
+pub const MAX_MANIFEST_BYTES: usize = 32 << 20;
 
 const SEAL_KEY: &str = "\"manifest_sha256\": \"";
 const NO_SEAL: &str = "0000000000000000000000000000000000000000000000000000000000000000";

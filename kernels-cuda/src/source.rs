@@ -24,8 +24,6 @@ pub struct KernelConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Kernel {
-    /// Root mean square normalization of rows.
-    RmsNorm,
     /// Joint influence curves of a layer.
     Influence,
     /// Attention of a run of queries under spans.
@@ -48,7 +46,6 @@ pub(crate) const DECODE_STAGES: u32 = 3;
 impl Kernel {
     /// Every kernel.
     pub const ALL: &[Self] = &[
-        Self::RmsNorm,
         Self::Influence,
         Self::AttentionPrefill,
         Self::AttentionBackward,
@@ -59,7 +56,6 @@ impl Kernel {
     /// The stem that names the kernel in every language.
     pub const fn stem(self) -> &'static str {
         match self {
-            Self::RmsNorm => "rms_norm",
             Self::Influence => "influence",
             Self::AttentionPrefill => "attention_prefill",
             Self::AttentionBackward => "attention_backward",
@@ -81,7 +77,6 @@ impl Kernel {
         let hopper = include_str!("../cu/shared/hopper.cuh");
         let visible = include_str!("../cu/shared/visible.cuh");
         let pieces: &[&str] = match self {
-            Self::RmsNorm => &[include_str!("../cu/rms_norm.cu")],
             Self::AttentionDecode => &[include_str!("../cu/attention_decode.cu")],
             Self::ReadBandwidth => &[include_str!("../cu/bench/read_bandwidth.cu")],
             Self::Influence => &[hopper, include_str!("../cu/influence.cu")],

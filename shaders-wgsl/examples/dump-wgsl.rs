@@ -3,46 +3,12 @@
 
 use std::{env, fs, io, path::PathBuf, process::ExitCode};
 
-use moa_shaders::{HeadShape, permutations};
-
-/// Shapes that cover groups of 1 to 16 and every `head_dim` class.
-const SHAPES: [HeadShape; 6] = [
-    HeadShape {
-        heads: 9,
-        kv_heads: 3,
-        head_dim: 64,
-    },
-    HeadShape {
-        heads: 7,
-        kv_heads: 1,
-        head_dim: 16,
-    },
-    HeadShape {
-        heads: 8,
-        kv_heads: 8,
-        head_dim: 32,
-    },
-    HeadShape {
-        heads: 32,
-        kv_heads: 8,
-        head_dim: 128,
-    },
-    HeadShape {
-        heads: 16,
-        kv_heads: 1,
-        head_dim: 80,
-    },
-    HeadShape {
-        heads: 8,
-        kv_heads: 1,
-        head_dim: 256,
-    },
-];
+use moa_shaders::{CHECKED_SHAPES, permutations};
 
 fn dump(out: &PathBuf) -> io::Result<usize> {
     fs::create_dir_all(out)?;
     let mut files = 0;
-    for shape in SHAPES {
+    for shape in CHECKED_SHAPES {
         for kernel in permutations() {
             let name = format!(
                 "h{}_kv{}_d{}.{}.wgsl",

@@ -12,12 +12,13 @@ const KV_ROW_CHUNK: &str = include_str!("../wgsl/shared/kv_row_chunk.wgsl");
 const KV_ROW_RING: &str = include_str!("../wgsl/shared/kv_row_ring.wgsl");
 const VECTOR_NONE: &str = include_str!("../wgsl/shared/vector_none.wgsl");
 
-const fn weights(weight: WeightType) -> &'static str {
+const fn weights(weight: WeightType) -> &'static [&'static str] {
+    const UNQUANTIZED: &str = include_str!("../wgsl/shared/weights_unquantized.wgsl");
     match weight {
-        WeightType::Q4 => include_str!("../wgsl/shared/weights_q4.wgsl"),
-        WeightType::Q8 => include_str!("../wgsl/shared/weights_q8.wgsl"),
-        WeightType::F16 => include_str!("../wgsl/shared/weights_f16.wgsl"),
-        WeightType::F32 => include_str!("../wgsl/shared/weights_f32.wgsl"),
+        WeightType::Q4 => &[include_str!("../wgsl/shared/weights_q4.wgsl")],
+        WeightType::Q8 => &[include_str!("../wgsl/shared/weights_q8.wgsl")],
+        WeightType::F16 => &[include_str!("../wgsl/shared/weights_f16.wgsl"), UNQUANTIZED],
+        WeightType::F32 => &[include_str!("../wgsl/shared/weights_f32.wgsl"), UNQUANTIZED],
     }
 }
 
@@ -31,10 +32,10 @@ const fn vector(vector: VectorType) -> &'static str {
 impl Kernel {
     fn shared(self) -> Vec<&'static str> {
         match self {
-            Self::Embedding(weight) => vec![weights(weight)],
+            Self::Embedding(weight) => weights(weight).to_vec(),
             Self::RmsNorm(kind) => vec![vector(kind)],
             Self::Matmul { weight, bias, .. } | Self::Matvec { weight, bias, .. } => {
-                vec![weights(weight), bias.map_or(VECTOR_NONE, vector)]
+                [weights(weight), &[bias.map_or(VECTOR_NONE, vector)]].concat()
             }
             Self::Rope(KvTarget::Chunk) => vec![KV_ROW_CHUNK],
             Self::Rope(KvTarget::Ring) => vec![MASK, KV_ROW_RING],

@@ -147,6 +147,45 @@ pub struct HeadShape {
     pub head_dim: u32,
 }
 
+/// Shapes at which every variant goes through naga and Tint: groups of 1 to 16 and every class of `head_dim`.
+pub const CHECKED_SHAPES: [HeadShape; 7] = [
+    HeadShape {
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+    },
+    HeadShape {
+        heads: 7,
+        kv_heads: 1,
+        head_dim: 16,
+    },
+    HeadShape {
+        heads: 8,
+        kv_heads: 8,
+        head_dim: 32,
+    },
+    HeadShape {
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+    },
+    HeadShape {
+        heads: 16,
+        kv_heads: 1,
+        head_dim: 80,
+    },
+    HeadShape {
+        heads: 8,
+        kv_heads: 1,
+        head_dim: 256,
+    },
+    HeadShape {
+        heads: 8,
+        kv_heads: 1,
+        head_dim: 8,
+    },
+];
+
 /// A head shape for which there is no kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShapeError(pub HeadShape);

@@ -9,7 +9,8 @@ mod kernel;
 
 pub use assemble::permutations;
 pub use kernel::{
-    Access, Binding, HeadShape, Kernel, KvTarget, ShapeError, VectorType, WeightType,
+    Access, Binding, CHECKED_SHAPES, HeadShape, Kernel, KvTarget, ShapeError, VectorType,
+    WeightType,
 };
 
 /// The entry point of every kernel.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use moa_format::ModelConfig;
+use moa_format::{ModelConfig, hex};
 use sha2::{Digest, Sha256};
 
 use crate::tokenizer::ChatTokenizer;
@@ -180,8 +180,4 @@ impl Checkpoint {
             .map(crate::file::SourceFile::len)
             .sum()
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

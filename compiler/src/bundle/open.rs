@@ -3,12 +3,14 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-use moa_format::{FormatError, MANIFEST_FILE, Manifest, ModelConfig, Plan, unpack};
+use moa_format::{
+    FormatError, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ModelConfig, Plan, unpack,
+};
+use moa_lm::{WeightError, WeightSource};
 use moa_model::{ChatTokenizer, ModelError};
 
 use crate::files::{FileError, read_bounded};
 
-const MANIFEST_LIMIT: u64 = 32 << 20;
 const FILE_LIMIT: u64 = 256 << 20;
 
 /// Why a bundle cannot be used.
@@ -42,7 +44,7 @@ impl Bundle {
     /// Opens a folder and checks its manifest and tokenizer files.
     pub(crate) fn open(folder: &Path) -> Result<Self, BundleError> {
         let path = folder.join(MANIFEST_FILE);
-        let bytes = read_bounded(&path, MANIFEST_LIMIT)?;
+        let bytes = read_bounded(&path, MAX_MANIFEST_BYTES as u64)?;
         let manifest =
             Manifest::from_json(&bytes).map_err(|source| BundleError::Format { path, source })?;
         let mut bundle = Self {
@@ -132,7 +134,7 @@ impl Bundle {
     }
 
     /// A tensor's values.
-    pub(crate) fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, BundleError> {
+    fn values(&self, name: &str) -> Result<Vec<f32>, BundleError> {
         let tensor = self
             .manifest
             .tensor(name)
@@ -177,16 +179,33 @@ impl Bundle {
             self.plan(&name)?;
             step();
         }
-        for index in 0..self.manifest.weights.shards.len() {
-            self.read_shard(u32::try_from(index)?)?;
-            step();
-        }
+        // A sound manifest's tensors lie one after the other and use every shard: reading them reads all.
+        let mut shards = 0;
         for tensor in &self.manifest.weights.tensors {
-            let values = self.tensor_f32(&tensor.name)?;
+            let values = self.values(&tensor.name)?;
             if let Some(place) = values.iter().position(|value| !value.is_finite()) {
                 anyhow::bail!("{} holds {} at {place}", tensor.name, values[place]);
             }
+            while tensor
+                .pieces
+                .last()
+                .is_some_and(|piece| shards <= piece.shard)
+            {
+                shards += 1;
+                step();
+            }
         }
         Ok(())
+    }
+}
+
+impl WeightSource for Bundle {
+    fn config(&self) -> &ModelConfig {
+        Self::config(self)
+    }
+
+    fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, WeightError> {
+        self.values(name)
+            .map_err(|error| WeightError::new(name, error))
     }
 }

@@ -2,6 +2,8 @@
 
 use moa_format::Manifest;
 
+use crate::printer::mib;
+
 /// A valid model card: front matter, then prose and the table of plans.
 pub(super) fn text(manifest: &Manifest) -> String {
     let provenance = &manifest.provenance;
@@ -53,12 +55,6 @@ pub(super) fn license_text(manifest: &Manifest) -> Option<String> {
         one_line(base),
         one_line(license)
     ))
-}
-
-fn mib(bytes: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
-    let bytes = bytes as f64;
-    bytes / f64::from(1 << 20)
 }
 
 fn one_line(text: &str) -> String {

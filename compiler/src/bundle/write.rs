@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use moa_format::{
-    DType, FileEntry, MANIFEST_FILE, Manifest, Plan, Provenance, ShardBuilder, TokenizerFiles,
-    plan_entry, tensors,
+    FileEntry, MANIFEST_FILE, Manifest, Plan, Provenance, ShardBuilder, TokenizerFiles, plan_entry,
+    tensors,
 };
 use moa_model::Checkpoint;
 
@@ -111,9 +111,7 @@ fn fill(
         let stored = quantize(spec.quant, &tensor, &source)?;
         builder.begin_tensor(&tensor, stored.dtype, source.source_type().name())?;
         for piece in &stored.pieces {
-            if stored.dtype != DType::F32 {
-                max_error = max_error.max(piece.max_error);
-            }
+            max_error = max_error.max(piece.max_error);
             if let Some(shard) = builder.push_piece(piece)? {
                 put(folder, &shard.entry.file, &shard.data)?;
             }

@@ -18,6 +18,7 @@ pub(crate) mod tokenize;
 
 use std::path::PathBuf;
 
+use moa_format::hex;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use sha2::{Digest as _, Sha256};
@@ -188,10 +189,6 @@ fn sha256_hex(parts: &[&[u8]]) -> String {
         hasher.update(part);
     }
     hex(&hasher.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A generator for one purpose: the same `domain`, `name`, `length`, `seed` and `index` give the same numbers, and any

@@ -1,5 +1,6 @@
 //! `build`: from a model to a verified bundle, resumable.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -11,9 +12,9 @@ use crate::cli::{Build, QuantChoice};
 use crate::files::sibling;
 use crate::interrupt;
 use crate::perplexity;
-use crate::pipeline::{self, Calibrated, Opened};
+use crate::pipeline::{self, Opened};
 use crate::plans;
-use crate::printer::Printer;
+use crate::printer::{Printer, mib};
 use crate::profile::{SolveReport, SolveSpec, solve};
 
 pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
@@ -55,7 +56,7 @@ pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
         .verify(|| bar.inc(1))
         .context("the bundle that was just written does not verify")?;
     bar.finish_and_clear();
-    let perplexity = perplexity::compare(&opened, &args.out, written.max_error, printer)?;
+    let perplexity = perplexity::compare(&opened, &bundle, written.max_error, printer)?;
     pipeline::clean(&work)?;
     let lengths: Vec<_> = bundle
         .manifest()
@@ -80,7 +81,7 @@ pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
         "{}: plan {}, {:.1} MiB of weights in {} shards, largest weight error {:.2e}",
         args.out.display(),
         plan.name,
-        pipeline::mib(written.weight_bytes),
+        mib(written.weight_bytes),
         written.shards,
         written.max_error,
     );
@@ -89,8 +90,8 @@ pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
             "\n  context {:6}: kv_density {:.4}, KV {:.1} MiB against {:.1} MiB dense",
             at.context,
             at.kv_density,
-            pipeline::mib(at.cache_bytes + at.scratch_bytes),
-            pipeline::mib(at.dense_bytes),
+            mib(at.cache_bytes + at.scratch_bytes),
+            mib(at.dense_bytes),
         );
     }
     text += &format!("\n{}", perplexity.sentence());
@@ -115,8 +116,7 @@ fn find_plan(
     };
     // A wish that no profile can fulfil is refused before minutes are spent on one.
     pipeline::check_budget(&args.profile, opened.source.config(), &spec)?;
-    let Calibrated { curves, .. } =
-        pipeline::profile(opened, &args.profile, context, None, work, printer)?;
+    let curves = pipeline::profile(opened, &args.profile, context, None, work, printer)?;
     let (plan, report) = solve(&curves, &spec)?;
     printer.say(format!(
         "solved in {:.1} s by {}: {}, gap {:.2e}, {} of {} rules in use",
@@ -136,7 +136,7 @@ fn provenance(plan: &Plan, opened: &Opened) -> Provenance {
         base_model: Some(opened.name.clone()),
         license: opened.license.clone(),
         source_sha256: Some(opened.source_sha256.clone()),
-        notes: Default::default(),
+        notes: BTreeMap::new(),
         ..plan.provenance.clone()
     }
 }

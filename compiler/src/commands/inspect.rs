@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use moa_format::{Manifest, ModelConfig, Plan, tensors};
+use moa_format::{MANIFEST_FILE, Manifest, ModelConfig, Plan, tensors};
 use moa_model::Checkpoint;
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use crate::bundle::Bundle;
 use crate::cli::Inspect;
 use crate::files::read_bounded;
 use crate::hint::Told;
-use crate::printer::Printer;
+use crate::printer::{Printer, mib};
 use crate::profile::Curves;
 
 const FILE_LIMIT: u64 = 4 << 30;
@@ -22,7 +22,7 @@ pub(crate) fn run(args: &Inspect, printer: &Printer) -> anyhow::Result<()> {
     let extension = path
         .extension()
         .map(|extension| extension.to_string_lossy().to_lowercase());
-    let (document, text) = if path.join("manifest.json").is_file() {
+    let (document, text) = if path.join(MANIFEST_FILE).is_file() {
         bundle(&Bundle::open(path)?, args.tensors)
     } else if extension.as_deref() == Some("json") && path.is_file() {
         plan(path)?
@@ -292,10 +292,4 @@ fn profile(path: &Path) -> anyhow::Result<(Value, String)> {
     }
     let document = json!({"schema_version": 1, "kind": "profile", "lengths": lengths, "metadata": curves.metadata});
     Ok((document, text))
-}
-
-fn mib(bytes: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
-    let bytes = bytes as f64;
-    bytes / f64::from(1 << 20)
 }

@@ -4,14 +4,14 @@ use serde_json::json;
 
 use crate::cli::Profile;
 use crate::files::{sibling, write_atomic};
-use crate::pipeline::{self, Calibrated};
+use crate::pipeline;
 use crate::printer::Printer;
 
 pub(crate) fn run(args: &Profile, printer: &Printer) -> anyhow::Result<()> {
     let work = sibling(&args.out, "moa-work");
     let opened = pipeline::open(&args.model, &args.profile, printer)?;
     let context = opened.source.config().max_context;
-    let Calibrated { mut curves, .. } =
+    let mut curves =
         pipeline::profile(&opened, &args.profile, context, args.blocks, &work, printer)?;
     let estimator = moa_lm::Estimator::from(args.estimator);
     curves

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::cli::Solve;
 use crate::files::{read_bounded, write_atomic};
 use crate::hint::Told;
+use crate::pipeline::DEFAULT_CONTEXT;
 use crate::printer::Printer;
 use crate::profile::{Curves, SolveSpec, solve};
 
@@ -24,7 +25,7 @@ pub(crate) fn run(args: &Solve, printer: &Printer) -> anyhow::Result<()> {
     let longest = curves.lengths.keys().next_back().copied().unwrap_or(1024);
     let spec = SolveSpec {
         density: args.solve.density,
-        context: args.solve.context.unwrap_or(longest.max(8192)),
+        context: args.solve.context.unwrap_or(longest.max(DEFAULT_CONTEXT)),
         estimator: args.solve.estimator.into(),
         max_rules_per_layer: args.solve.max_rules_per_layer,
         time_limit_secs: args.solve.time_limit,
