@@ -47,6 +47,14 @@ abi_consts! {
     KV_SLACK = crate::SLACK;
     /// Keys that one workgroup of decode attention serves at most.
     DECODE_KEYS = 256;
+    /// Unit of the places that fused kernels get: what every part of a weight file is aligned to.
+    PLACE_BYTES = 256;
+    /// Weight of the likeliest token in sampling: weights are whole numbers, so that sums do not depend on their order.
+    WEIGHT_ONE = 1 << 26;
+    /// Tokens that end a text on the device, at most.
+    MAX_STOPS = 15;
+    /// In the counts of tokens: the token is in the prompt. The bits below count how often it was generated.
+    IN_PROMPT = 1 << 31;
 }
 
 abi_struct! {
@@ -70,10 +78,10 @@ abi_struct! {
         start: u32,
         /// Tokens in flight.
         len: u32,
-        /// Tokens chosen since the host last wrote the state: index of the next one in the list of ids.
+        /// Tokens chosen since the batch began: index of the next one in the list of ids.
         step: u32,
-        /// Padding.
-        reserved: u32,
+        /// 1 once a token that ends the text was chosen: nothing is chosen or computed any more.
+        stopped: u32,
     }
 }
 
@@ -100,6 +108,127 @@ abi_struct! {
         eps: f32,
         /// 1: only the last token in flight, written to row 0; 0: all of them, each to its own row.
         last_only: u32,
+        /// Padding.
+        reserved: u32,
+    }
+}
+
+abi_struct! {
+    /// `project`: the pieces of one weight matrix that lie in one binding. Places (`_at`) count
+    /// [`PLACE_BYTES`] from the binding's start.
+    ProjectParams {
+        /// Rows of all pieces.
+        rows: u32,
+        /// Columns: the input dimension.
+        cols: u32,
+        /// First row in the whole matrix: where the output goes.
+        row_offset: u32,
+        /// Rows of every piece but the last.
+        piece_rows: u32,
+        /// From one piece to the next.
+        piece_step: u32,
+        /// From a piece's start to its scales.
+        scales_step: u32,
+        /// The same for the last piece.
+        last_scales_step: u32,
+        /// Added to the mean square under the root.
+        eps: f32,
+    }
+}
+
+abi_struct! {
+    /// `qkv`: where the layer's query, key and value matrices lie; places as in `ProjectParams`.
+    QkvParams {
+        /// Queries: values.
+        q_at: u32,
+        /// Queries: scales.
+        q_scales_at: u32,
+        /// Queries: bias.
+        q_bias_at: u32,
+        /// Keys: values.
+        k_at: u32,
+        /// Keys: scales.
+        k_scales_at: u32,
+        /// Keys: bias.
+        k_bias_at: u32,
+        /// Values: values.
+        v_at: u32,
+        /// Values: scales.
+        v_scales_at: u32,
+        /// Values: bias.
+        v_bias_at: u32,
+        /// The norm's weights.
+        norm_at: u32,
+        /// Columns: the input dimension.
+        cols: u32,
+        /// Added to the mean square under the root.
+        eps: f32,
+        /// First quad (two neighbouring channels and their partners half a head away) of this dispatch.
+        first_quad: u32,
+        /// Quads of this dispatch.
+        quads: u32,
+        /// Padding.
+        reserved_0: u32,
+        /// Padding.
+        reserved_1: u32,
+    }
+}
+
+abi_struct! {
+    /// `gate_up`: a piece of each matrix with the same rows; places as in `ProjectParams`.
+    GateUpParams {
+        /// Gate: values.
+        gate_at: u32,
+        /// Gate: scales.
+        gate_scales_at: u32,
+        /// Up: values.
+        up_at: u32,
+        /// Up: scales.
+        up_scales_at: u32,
+        /// The norm's weights.
+        norm_at: u32,
+        /// Columns: the input dimension.
+        cols: u32,
+        /// Added to the mean square under the root.
+        eps: f32,
+        /// Rows of the pieces.
+        rows: u32,
+        /// First row in the whole matrices: where the output goes.
+        row_offset: u32,
+        /// Padding.
+        reserved_0: u32,
+        /// Padding.
+        reserved_1: u32,
+        /// Padding.
+        reserved_2: u32,
+    }
+}
+
+abi_struct! {
+    /// How the next token is chosen.
+    SampleParams {
+        /// Logits.
+        dim: u32,
+        /// Keeps the k largest; 0 keeps all.
+        top_k: u32,
+        /// Keeps the largest until they hold this part of the mass, in parts of 2^32; the largest u32 keeps all.
+        top_p: u32,
+        /// Smallest weight that is kept; the largest logit's weight is [`WEIGHT_ONE`].
+        min_weight: u32,
+        /// 1 / temperature; 0 chooses the largest.
+        inverse_temperature: f32,
+        /// Seed of the draws, low word.
+        seed_low: u32,
+        /// High word.
+        seed_high: u32,
+        /// 1: penalties count.
+        penalize: u32,
+        /// Divides positive logits of tokens that are in the text, multiplies negative ones.
+        repetition: f32,
+        /// Taken off the logits of generated tokens.
+        presence: f32,
+        /// Taken off for each time that they were generated.
+        frequency: f32,
         /// Padding.
         reserved: u32,
     }
@@ -139,6 +268,10 @@ pub const STRUCTS: &[StructLayout] = &[
     StepState::LAYOUT,
     PieceParams::LAYOUT,
     RowParams::LAYOUT,
+    ProjectParams::LAYOUT,
+    QkvParams::LAYOUT,
+    GateUpParams::LAYOUT,
+    SampleParams::LAYOUT,
     DecodeItem::LAYOUT,
     HeadParts::LAYOUT,
 ];

@@ -31,6 +31,12 @@ export interface SamplingOptions {
   topP?: number;
   minP?: number;
   seed?: number;
+  /** Divides the logits of tokens in the text; 1 or absent changes nothing. */
+  repetitionPenalty?: number;
+  /** Taken off the logits of tokens generated since the last prefill. */
+  presencePenalty?: number;
+  /** The same for each time that they were generated. */
+  frequencyPenalty?: number;
 }
 "#;
 
@@ -173,6 +179,7 @@ impl MoaEngine {
             setup,
             EngineOptions {
                 prefill_chunk: asked.prefill_chunk,
+                ..EngineOptions::default()
             },
         )
         .await?;
@@ -234,11 +241,34 @@ impl MoaEngine {
                 None,
             ));
         }
-        let mut ids = Vec::with_capacity(count as usize);
-        for _ in 0..count {
-            ids.push(self.engine.sample(&mut self.sampler).await?);
-        }
+        let ids = self.engine.decode_sampled(count, &self.sampler).await?;
         Ok(Uint32Array::from(ids.as_slice()))
+    }
+
+    /// Submits a batch and returns at once: call `collect` once for each. At most 3 batches and 64 tokens in flight.
+    pub fn begin(&mut self, count: u32, sampling: Option<JsSamplingOptions>) -> JsResult<()> {
+        let wanted: SamplingOptions = options(sampling)?;
+        if wanted != *self.sampler.options() {
+            self.sampler = Sampler::new(wanted)?;
+        }
+        Ok(self.engine.begin(count, &self.sampler)?)
+    }
+
+    /// The tokens of the oldest batch: fewer than were asked for where the last of them is a stop token.
+    pub async fn collect(&mut self) -> JsResult<Uint32Array> {
+        Ok(Uint32Array::from(self.engine.collect().await?.as_slice()))
+    }
+
+    /// Tokens that end a text on the device, 15 at most.
+    #[wasm_bindgen(js_name = setStop)]
+    pub fn set_stop(&mut self, ids: Uint32Array) -> JsResult<()> {
+        Ok(self.engine.set_stop(&ids.to_vec())?)
+    }
+
+    /// Batches that were begun and not collected.
+    #[wasm_bindgen(getter, js_name = inFlight)]
+    pub fn in_flight(&self) -> u32 {
+        u32::try_from(self.engine.in_flight()).unwrap_or(u32::MAX)
     }
 
     /// Logits after the last chosen token.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use moa_mask::abi::{DecodeItem, HeadParts, HeadSpan, StepState};
+use moa_mask::abi::{DecodeItem, HeadParts, HeadSpan, MAX_STOPS, SampleParams, StepState};
 use moa_mask::{RingLayout, SLACK, memory};
 use wgpu::BufferUsages;
 
@@ -13,6 +13,9 @@ use crate::work_list::WorkList;
 
 /// Tokens that one [`crate::Engine::decode`] call may choose: one read-back, and never more than the slack.
 pub const MAX_DECODE_BATCH: u32 = 32;
+
+/// Batches whose ids are on their way back: while one is read, the device works on the next.
+const STAGING_BUFFERS: u32 = 3;
 
 /// Bytes on the device by what they are for.
 pub type Ledger = BTreeMap<&'static str, u64>;
@@ -54,6 +57,19 @@ impl<'a> Allocator<'a> {
     pub(crate) fn table<T: bytemuck::NoUninit>(&mut self, label: &str, data: &[T]) -> wgpu::Buffer {
         let bytes = bytemuck::cast_slice(data);
         let buffer = self.storage("tables", label, bytes.len() as u64);
+        self.gpu.queue.write_buffer(&buffer, 0, bytes);
+        buffer
+    }
+
+    /// The same, for kernels that bind it as uniform too.
+    pub(crate) fn uniform_table<T: bytemuck::NoUninit>(
+        &mut self,
+        label: &str,
+        data: &[T],
+    ) -> wgpu::Buffer {
+        let bytes = bytemuck::cast_slice(data);
+        let usage = BufferUsages::STORAGE | BufferUsages::UNIFORM | BufferUsages::COPY_DST;
+        let buffer = self.buffer("tables", label, bytes.len() as u64, usage);
         self.gpu.queue.write_buffer(&buffer, 0, bytes);
         buffer
     }
@@ -123,7 +139,13 @@ pub(crate) struct Buffers {
     pub(crate) partials: wgpu::Buffer,
     pub(crate) logits: wgpu::Buffer,
     pub(crate) layers: Vec<LayerCache>,
-    pub(crate) ids_staging: wgpu::Buffer,
+    /// Tokens that end a text: their number, then the ids.
+    pub(crate) stops: wgpu::Buffer,
+    /// How often each token was generated, and whether it is in the prompt.
+    pub(crate) counts: wgpu::Buffer,
+    /// Sampling's constants, as they are at the moment.
+    pub(crate) sampling: wgpu::Buffer,
+    pub(crate) ids_staging: Vec<wgpu::Buffer>,
     pub(crate) logits_staging: wgpu::Buffer,
 }
 
@@ -131,7 +153,8 @@ impl Buffers {
     pub(crate) fn new(allocator: &mut Allocator<'_>, setup: &Setup) -> Self {
         let config = setup.config();
         let rope = rope_table(setup);
-        let logits_bytes = u64::from(config.vocab_size) * 4;
+        // Whole vectors.
+        let logits_bytes = (u64::from(config.vocab_size) * 4).next_multiple_of(16);
         let ids_bytes = u64::from(MAX_DECODE_BATCH) * 4;
         let mut row =
             |label: &str, width| allocator.storage("activations", label, setup.rows_bytes(width));
@@ -165,7 +188,15 @@ impl Buffers {
             partials: allocator.storage("activations", "partials", setup.partials_bytes()),
             logits: allocator.storage("activations", "logits", logits_bytes),
             layers,
-            ids_staging: allocator.staging("ids_staging", ids_bytes),
+            stops: allocator.storage("activations", "stops", (1 + u64::from(MAX_STOPS)) * 4),
+            counts: allocator.storage("activations", "counts", logits_bytes),
+            sampling: allocator.uniform(bytemuck::bytes_of(&SampleParams::default())),
+            ids_staging: (0..STAGING_BUFFERS)
+                .map(|_| {
+                    let state_bytes = size_of::<StepState>() as u64;
+                    allocator.staging("ids_staging", state_bytes + ids_bytes)
+                })
+                .collect(),
             logits_staging: allocator.staging("logits_staging", logits_bytes),
         }
     }
@@ -192,10 +223,12 @@ impl Buffers {
             &self.v_chunk,
             &self.partials,
             &self.logits,
-            &self.ids_staging,
+            &self.stops,
+            &self.counts,
+            &self.sampling,
             &self.logits_staging,
         ];
-        for buffer in layers.chain(others) {
+        for buffer in layers.chain(others).chain(&self.ids_staging) {
             buffer.destroy();
         }
     }
@@ -225,7 +258,7 @@ impl LayerCache {
         Self {
             k: allocator.storage("kvCache", &format!("k_ring.{layer}"), bytes),
             v: allocator.storage("kvCache", &format!("v_ring.{layer}"), bytes),
-            spans: allocator.table("spans", &spans),
+            spans: allocator.uniform_table("spans", &spans),
             items: allocator.table("items", items),
             parts: allocator.table("parts", parts),
             item_count: u32::try_from(items.len()).unwrap_or(u32::MAX),

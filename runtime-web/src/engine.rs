@@ -3,18 +3,20 @@
 //! It deliberately knows no tokenizer, no file and no JavaScript. Calls do one bounded piece of work each (a
 //! prefill chunk, some decoded tokens), so that a caller can stop between any two of them.
 
+use std::collections::VecDeque;
+
 use bytemuck::bytes_of;
 use moa_mask::abi::StepState;
 use moa_mask::{RingLayout, SLACK};
 
-use crate::buffers::{Allocator, Buffers, Ledger, MAX_DECODE_BATCH, close_scopes, open_scopes};
+use crate::buffers::{Allocator, Buffers, Ledger, close_scopes, open_scopes};
+use crate::decode::Flight;
 use crate::error::{EngineError, Result};
 use crate::gpu::Gpu;
 use crate::pipelines::Pipelines;
-use crate::program::{Program, Step};
-use crate::sampler::Sampler;
+use crate::program::{DecodeKernels, Program, Step};
 use crate::setup::Setup;
-use crate::weights::ShardBuffers;
+use crate::weights::WeightBuffers;
 
 /// Multiplications in one submit at most, so that a slow device stays responsive: about 0.1 to 0.2 s at 50 GMAC/s.
 const SUBMIT_WORK: u64 = 8 << 30;
@@ -28,29 +30,39 @@ const CHUNK_SOFTWARE: u32 = 64;
 pub struct EngineOptions {
     /// Tokens that a prefill call takes at most; by default as many as the scratch holds, 64 on a software adapter.
     pub prefill_chunk: Option<u32>,
+    /// Which kernels decode: fused ones unless they are being measured against separate ones.
+    pub decode_kernels: DecodeKernels,
 }
 
 /// One context of one model.
 #[derive(Debug)]
 pub struct Engine {
-    gpu: Gpu,
-    setup: Setup,
-    shards: ShardBuffers,
-    buffers: Buffers,
-    program: Program,
+    pub(crate) gpu: Gpu,
+    pub(crate) setup: Setup,
+    weights: WeightBuffers,
+    pub(crate) buffers: Buffers,
+    pub(crate) program: Program,
     ledger: Ledger,
     chunk: u32,
     loaded: bool,
     /// Tokens in the cache.
-    len: u32,
+    pub(crate) len: u32,
     /// The longest that the cache has been: what a rewind is measured from.
-    longest: u32,
+    pub(crate) longest: u32,
     /// Positions from which on some ring has overwritten something.
     unwrapped: u32,
     /// Whether the logits buffer belongs to the last token in the cache.
-    has_logits: bool,
+    pub(crate) has_logits: bool,
     /// A chosen token that is not in the cache yet.
-    pending: Option<u32>,
+    pub(crate) pending: Option<u32>,
+    /// Batches that were submitted and not read yet.
+    pub(crate) flights: VecDeque<Flight>,
+    /// Tokens in the cache and the pending one, as far as they are known.
+    pub(crate) history: Vec<u32>,
+    /// How many of them were prefilled, the rest generated.
+    pub(crate) prompt_len: usize,
+    /// Whether the device's counts of tokens are those of the text.
+    pub(crate) counted: bool,
 }
 
 impl Engine {
@@ -71,14 +83,21 @@ impl Engine {
         };
         let mut allocator = Allocator::new(&gpu);
         let scopes = open_scopes(&gpu);
-        let shards = ShardBuffers::new(&mut allocator, &setup);
+        let shards = WeightBuffers::new(&mut allocator, &setup);
         let buffers = Buffers::new(&mut allocator, &setup);
         let bytes = allocator.total();
         close_scopes(scopes, "weights, caches and scratch", bytes).await?;
 
         let scopes = open_scopes(&gpu);
         let mut pipelines = Pipelines::new(&gpu, setup.heads());
-        let program = Program::new(&mut pipelines, &mut allocator, &setup, &shards, &buffers);
+        let program = Program::new(
+            &mut pipelines,
+            &mut allocator,
+            &setup,
+            &shards,
+            &buffers,
+            options.decode_kernels,
+        );
         close_scopes(scopes, "the kernels", bytes).await?;
         let program = program?;
         gpu.check()?;
@@ -92,7 +111,7 @@ impl Engine {
         Ok(Self {
             gpu,
             setup,
-            shards,
+            weights: shards,
             buffers,
             program,
             ledger,
@@ -103,19 +122,23 @@ impl Engine {
             unwrapped,
             has_logits: false,
             pending: None,
+            flights: VecDeque::new(),
+            history: Vec::new(),
+            prompt_len: 0,
+            counted: false,
         })
     }
 
     /// Checks a whole chunk of a weight shard against its hash and sends it to the device. `offset` is a multiple
     /// of `moa_format::CHUNK_BYTES`; each chunk once, in any order.
     pub fn write_shard(&mut self, shard: usize, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.shards.write(&self.gpu, shard, offset, bytes)
+        self.weights.write(&self.gpu, shard, offset, bytes)
     }
 
     /// Waits for the uploads, checks that nothing is missing, and runs two tokens so that drivers have compiled
     /// everything before the first real one.
     pub async fn finish_loading(&mut self) -> Result<()> {
-        self.shards.check_complete()?;
+        self.weights.check_complete()?;
         self.gpu.done().await?;
         self.loaded = true;
         self.prefill(&[0]).await?;
@@ -131,6 +154,7 @@ impl Engine {
     /// once all of `ids` has been taken.
     pub async fn prefill(&mut self, ids: &[u32]) -> Result<usize> {
         self.ready()?;
+        self.landed()?;
         self.check_ids(ids)?;
         let room = self.setup.context() - self.len;
         if ids.len() > room as usize {
@@ -145,8 +169,10 @@ impl Engine {
         if len == 0 {
             return Ok(0);
         }
-        self.pending = None;
+        self.forget_from(self.len);
         self.has_logits = false;
+        self.history.extend_from_slice(&ids[..taken]);
+        self.prompt_len = self.history.len();
         self.gpu
             .queue
             .write_buffer(&self.buffers.tokens, 0, bytemuck::cast_slice(&ids[..taken]));
@@ -159,105 +185,19 @@ impl Engine {
         Ok(taken)
     }
 
-    /// The next `count` tokens, each the one with the largest logit, in one submit. The last of them is pending:
-    /// not in the cache until the next call feeds it.
-    pub async fn decode(&mut self, count: u32) -> Result<Vec<u32>> {
-        self.ready()?;
-        if count == 0 || count > MAX_DECODE_BATCH {
-            return Err(EngineError::BadArgument {
-                what: "number of tokens to decode",
-                got: count.to_string(),
-                expected: "1 to 32",
-            });
-        }
-        // A pending token goes into the cache first; otherwise the first token comes from logits that are there.
-        let fed = if self.pending.is_some() {
-            count
-        } else {
-            count - 1
-        };
-        self.check_room(fed)?;
-        if self.pending.is_none() && !self.has_logits {
-            return Err(EngineError::NoLogits);
-        }
-        self.feed_pending();
-        let mut encoder = self.encoder();
-        {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            if self.pending.is_none() {
-                self.program.argmax.encode(&mut pass, 1);
-            }
-            for _ in 0..fed {
-                self.encode_token(&mut pass);
-                self.program.argmax.encode(&mut pass, 1);
-            }
-        }
-        let bytes = u64::from(count) * 4;
-        encoder.copy_buffer_to_buffer(&self.buffers.ids, 0, &self.buffers.ids_staging, 0, bytes);
-        self.gpu.queue.submit([encoder.finish()]);
-        self.advance(fed);
-        self.has_logits = true;
-        self.pending = None;
-        let data = self.gpu.read(&self.buffers.ids_staging, bytes).await?;
-        let ids: Vec<u32> = bytemuck::pod_collect_to_vec(&data);
-        self.pending = ids.last().copied();
-        Ok(ids)
-    }
-
-    /// The next token chosen by `sampler`, which becomes pending. Greedy samplers leave the choice to the device.
-    pub async fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
-        if sampler.is_greedy() {
-            let ids = self.decode(1).await?;
-            return ids.first().copied().ok_or(EngineError::NoLogits);
-        }
-        let logits = self.logits().await?;
-        let id = sampler.sample(&logits).ok_or(EngineError::NoLogits)?;
-        self.pending = Some(id);
-        Ok(id)
-    }
-
-    /// Logits after the last chosen token, `[vocab_size]`. Feeds a pending token first.
-    pub async fn logits(&mut self) -> Result<Vec<f32>> {
-        self.ready()?;
-        if self.pending.is_none() && !self.has_logits {
-            return Err(EngineError::NoLogits);
-        }
-        let fed = u32::from(self.pending.is_some());
-        self.check_room(fed)?;
-        self.feed_pending();
-        let mut encoder = self.encoder();
-        if fed == 1 {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            self.encode_token(&mut pass);
-        }
-        let bytes = u64::from(self.setup.config().vocab_size) * 4;
-        encoder.copy_buffer_to_buffer(
-            &self.buffers.logits,
-            0,
-            &self.buffers.logits_staging,
-            0,
-            bytes,
-        );
-        self.gpu.queue.submit([encoder.finish()]);
-        self.advance(fed);
-        self.pending = None;
-        self.has_logits = true;
-        let data = self.gpu.read(&self.buffers.logits_staging, bytes).await?;
-        Ok(bytemuck::pod_collect_to_vec(&data))
-    }
-
     /// Takes back the last `back` tokens of the cache, exactly as if they had never been there; a pending token is
     /// dropped as well. Afterwards something must be prefilled before the next token can be chosen.
     pub fn rewind(&mut self, back: u32) -> Result<()> {
+        self.landed()?;
         let most = self.rewindable();
         if back > most {
             return Err(EngineError::RewindTooFar { back, most });
         }
-        self.pending = None;
         if back > 0 {
             self.len -= back;
             self.has_logits = false;
         }
+        self.forget_from(self.len);
         Ok(())
     }
 
@@ -273,10 +213,19 @@ impl Engine {
 
     /// An empty context; weights stay.
     pub fn reset(&mut self) {
+        self.forget_flights();
+        self.forget_from(0);
         self.len = 0;
         self.longest = 0;
         self.has_logits = false;
+    }
+
+    /// The text ends at `len` tokens now; nothing is pending.
+    fn forget_from(&mut self, len: u32) {
         self.pending = None;
+        self.history.truncate(len as usize);
+        self.prompt_len = self.prompt_len.min(self.history.len());
+        self.counted = false;
     }
 
     /// Tokens in the cache, a pending one not counted.
@@ -330,13 +279,13 @@ impl Engine {
 
     /// Gives the memory back without waiting for the last reference to go.
     pub fn destroy(&self) {
-        self.shards.destroy();
+        self.weights.destroy();
         self.buffers.destroy();
     }
 
-    fn ready(&self) -> Result<()> {
+    pub(crate) fn ready(&self) -> Result<()> {
         if !self.loaded {
-            self.shards.check_complete()?;
+            self.weights.check_complete()?;
             return Err(EngineError::BadArgument {
                 what: "the engine",
                 got: "not ready".into(),
@@ -346,7 +295,7 @@ impl Engine {
         self.gpu.check()
     }
 
-    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let vocab = self.setup.config().vocab_size;
         match ids.iter().position(|&id| id >= vocab) {
             Some(index) => Err(EngineError::BadToken {
@@ -358,7 +307,7 @@ impl Engine {
         }
     }
 
-    fn check_room(&self, more: u32) -> Result<()> {
+    pub(crate) fn check_room(&self, more: u32) -> Result<()> {
         if more > self.setup.context() - self.len {
             return Err(EngineError::ContextOverflow {
                 len: self.len,
@@ -369,7 +318,7 @@ impl Engine {
         Ok(())
     }
 
-    fn encoder(&self) -> wgpu::CommandEncoder {
+    pub(crate) fn encoder(&self) -> wgpu::CommandEncoder {
         self.gpu
             .device
             .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("moa") })
@@ -380,7 +329,7 @@ impl Engine {
             start: self.len,
             len,
             step: 0,
-            reserved: 0,
+            stopped: 0,
         };
         self.gpu
             .queue
@@ -388,7 +337,7 @@ impl Engine {
     }
 
     /// Puts the pending token, if there is one, in flight; otherwise nothing.
-    fn feed_pending(&self) {
+    pub(crate) fn feed_pending(&self) {
         if let Some(id) = self.pending {
             self.gpu
                 .queue
@@ -397,22 +346,13 @@ impl Engine {
         self.write_state(u32::from(self.pending.is_some()));
     }
 
-    fn advance(&mut self, tokens: u32) {
+    pub(crate) fn advance(&mut self, tokens: u32) {
         self.len += tokens;
         self.longest = self.longest.max(self.len);
     }
 
-    fn encode_token(&self, pass: &mut wgpu::ComputePass<'_>) {
-        let layers = self.program.layers.iter();
-        let layers =
-            layers.flat_map(|layer| layer.before.iter().chain(&layer.decode).chain(&layer.after));
-        for step in self
-            .program
-            .embedding
-            .iter()
-            .chain(layers)
-            .chain(&self.program.logits)
-        {
+    pub(crate) fn encode_token(&self, pass: &mut wgpu::ComputePass<'_>) {
+        for step in self.program.token() {
             step.encode(pass, 1);
         }
     }
@@ -438,13 +378,7 @@ impl Engine {
                 work = 0;
             }
             work += layer_work;
-            portion.extend(
-                layer
-                    .before
-                    .iter()
-                    .chain(&layer.prefill)
-                    .chain(&layer.after),
-            );
+            portion.extend(&layer.prefill);
         }
         if with_logits {
             portion.extend(&self.program.logits);

@@ -1,9 +1,11 @@
 //! The loop around the engine: prefill in chunks, decode in batches, stop tokens, and a question between any two
 //! steps whether to go on.
 
-use crate::buffers::MAX_DECODE_BATCH;
+use moa_mask::abi::MAX_STOPS;
+
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::pace::Pace;
 use crate::sampler::Sampler;
 
 /// What is to be generated.
@@ -15,7 +17,7 @@ pub struct Request<'a> {
     pub max_tokens: u32,
     /// Tokens that end the text; they are not returned.
     pub stop: &'a [u32],
-    /// Greedy tokens in one submit, 1 to [`MAX_DECODE_BATCH`].
+    /// Tokens in one submit at most, 1 to 32; fewer where they take long, and at the start.
     pub batch: u32,
 }
 
@@ -42,15 +44,19 @@ pub struct Generated {
     pub reason: StopReason,
 }
 
+/// Batches in flight: while one is read and reported, the device works on the other.
+const FLIGHTS: usize = 2;
+
 /// Generates until a stop token, the length, the end of the context, or until `go_on` says no. `go_on` is asked
 /// after every prefill chunk with the tokens taken so far, and after every batch with the tokens it gave.
 ///
 /// When it returns, the cache holds the prompt and exactly the returned tokens, except the last one while it is
-/// [`Engine::pending`]; after an abort it holds what had been taken in by then.
+/// [`Engine::pending`]: what the device had done beyond them is taken back. After an abort in the prompt it holds what
+/// had been taken in by then.
 pub async fn generate(
     engine: &mut Engine,
     request: &Request<'_>,
-    sampler: &mut Sampler,
+    sampler: &Sampler,
     mut go_on: impl FnMut(Progress<'_>) -> bool,
 ) -> Result<Generated> {
     let mut tokens = Vec::new();
@@ -65,38 +71,54 @@ pub async fn generate(
             return ended(tokens, StopReason::Aborted);
         }
     }
+    // The device stops by itself where it can; otherwise what it did too much is taken back.
+    let on_device = request.stop.len() <= MAX_STOPS as usize;
+    engine.set_stop(if on_device { request.stop } else { &[] })?;
+    let mut pace = Pace::new(request.batch);
+    let mut begun = 0;
     loop {
-        let left = request
-            .max_tokens
-            .saturating_sub(u32::try_from(tokens.len()).unwrap_or(u32::MAX));
-        if left == 0 {
-            return ended(tokens, StopReason::Length);
+        while engine.in_flight() < FLIGHTS && begun < request.max_tokens {
+            // A token can be chosen without room for itself, but not without room for the one before it.
+            let known = engine.pending().is_none() && engine.in_flight() == 0;
+            let room = engine.setup().context() - engine.len() + u32::from(known);
+            let count = pace.batch().min(request.max_tokens - begun).min(room);
+            if count == 0 {
+                break;
+            }
+            engine.begin(count, sampler)?;
+            begun += count;
         }
-        // A token can be chosen without room for itself, but not without room for the pending one before it.
-        let room = engine.setup().context() - engine.len();
-        if room == 0 && engine.pending().is_some() {
-            return ended(tokens, StopReason::Context);
+        if engine.in_flight() == 0 {
+            let reason = if begun < request.max_tokens {
+                StopReason::Context
+            } else {
+                StopReason::Length
+            };
+            return ended(tokens, reason);
         }
-        let room = room + u32::from(engine.pending().is_none());
-        let ids = if sampler.is_greedy() {
-            let batch = request.batch.clamp(1, MAX_DECODE_BATCH);
-            engine.decode(batch.min(left).min(room)).await?
-        } else {
-            vec![engine.sample(sampler).await?]
-        };
+        let ids = engine.collect().await?;
+        pace.landed();
         let stop = ids.iter().position(|id| request.stop.contains(id));
         let kept = &ids[..stop.unwrap_or(ids.len())];
         tokens.extend_from_slice(kept);
         let wanted = go_on(Progress::Decoded(kept));
-        if let Some(at) = stop {
-            // The stop token and what followed it: all but the last, pending one are in the cache.
-            let extra = ids.len() - 1 - at;
-            engine.rewind(u32::try_from(extra).unwrap_or(u32::MAX))?;
-            return ended(tokens, StopReason::Stop);
+        if stop.is_none() && wanted {
+            continue;
         }
-        if !wanted {
-            return ended(tokens, StopReason::Aborted);
+        let mut extra = ids.len() - kept.len();
+        while engine.in_flight() > 0 {
+            extra += engine.collect().await?.len();
         }
+        // Of the tokens chosen beyond those kept all but the last, pending one are in the cache.
+        if extra > 0 {
+            engine.rewind(u32::try_from(extra - 1).unwrap_or(u32::MAX))?;
+        }
+        let reason = if stop.is_some() {
+            StopReason::Stop
+        } else {
+            StopReason::Aborted
+        };
+        return ended(tokens, reason);
     }
 }
 

@@ -165,6 +165,16 @@ impl Gpu {
         });
         self.pump()?;
         let mapped = receiver.await;
+        self.take_mapped(staging, bytes, mapped)
+    }
+
+    /// The bytes of a buffer whose mapping was answered; it is unmapped afterwards.
+    pub(crate) fn take_mapped(
+        &self,
+        staging: &wgpu::Buffer,
+        bytes: u64,
+        mapped: Option<std::result::Result<(), wgpu::BufferAsyncError>>,
+    ) -> Result<Vec<u8>> {
         self.check()?;
         let refused = |reason: String| EngineError::Gpu {
             what: "a read-back".into(),
@@ -187,7 +197,20 @@ impl Gpu {
 
     /// Natively callbacks come only from `poll`; in a browser they come by themselves.
     fn pump(&self) -> Result<()> {
-        if let Err(error) = self.device.poll(wgpu::PollType::wait_indefinitely()) {
+        self.poll(None)
+    }
+
+    /// The same for what was submitted up to here, however much came after.
+    pub(crate) fn pump_until(&self, submission: &wgpu::SubmissionIndex) -> Result<()> {
+        self.poll(Some(submission.clone()))
+    }
+
+    fn poll(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let wait = wgpu::PollType::Wait {
+            submission_index,
+            timeout: None,
+        };
+        if let Err(error) = self.device.poll(wait) {
             self.check()?;
             return Err(EngineError::Gpu {
                 what: "waiting".into(),

@@ -9,10 +9,15 @@
 //! engine takes and gives token ids.
 
 mod buffers;
+mod decode;
 mod engine;
 mod error;
+mod fused;
+#[cfg(not(target_arch = "wasm32"))]
 mod generate;
 mod gpu;
+#[cfg(not(target_arch = "wasm32"))]
+mod pace;
 mod pipelines;
 mod program;
 mod sampler;
@@ -29,7 +34,9 @@ pub mod bundle;
 pub use buffers::{Ledger, MAX_DECODE_BATCH};
 pub use engine::{Engine, EngineOptions};
 pub use error::{EngineError, Result};
+#[cfg(not(target_arch = "wasm32"))]
 pub use generate::{Generated, Progress, Request, StopReason, generate};
 pub use gpu::{Gpu, GpuOptions, Needs};
+pub use program::DecodeKernels;
 pub use sampler::{Sampler, SamplingOptions};
 pub use setup::{KvReport, Setup};

@@ -14,7 +14,7 @@ use crate::buffers::{Allocator, Buffers, LayerCache};
 use crate::error::{EngineError, Result};
 use crate::pipelines::Pipelines;
 use crate::setup::{Setup, vector_type};
-use crate::weights::{BoundPiece, ShardBuffers};
+use crate::weights::{BoundPiece, WeightBuffers};
 
 /// Tokens up to which a weight matrix is read once a token: a tile of `matmul` would be mostly empty.
 const FEW_TOKENS: u32 = 4;
@@ -23,7 +23,7 @@ const MAX_WORKGROUPS: u32 = 65_535;
 
 /// How many workgroups a step takes for the tokens in flight.
 #[derive(Debug, Clone, Copy)]
-enum Grid {
+pub(crate) enum Grid {
     /// Whatever is in flight.
     Once(u32),
     /// So many for each token.
@@ -35,8 +35,9 @@ enum Grid {
 }
 
 /// One dispatch.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Step {
+    pub(crate) label: String,
     pipeline: wgpu::ComputePipeline,
     /// For [`Grid::Linear`]: the pipeline for few tokens.
     few: Option<wgpu::ComputePipeline>,
@@ -69,13 +70,11 @@ impl Step {
     }
 }
 
-/// A layer: the parts that prefill and decode share, and what each has of its own.
+/// A layer: its dispatches for a chunk of a prompt, and for one decoded token.
 #[derive(Debug)]
 pub(crate) struct LayerSteps {
-    pub(crate) before: Vec<Step>,
     pub(crate) prefill: Vec<Step>,
     pub(crate) decode: Vec<Step>,
-    pub(crate) after: Vec<Step>,
     /// Multiplications of the layer's weights for one token.
     pub(crate) weights: u64,
 }
@@ -87,7 +86,20 @@ pub(crate) struct Program {
     pub(crate) layers: Vec<LayerSteps>,
     /// Final norm and `lm_head` for the last token in flight.
     pub(crate) logits: Vec<Step>,
+    /// The choice of the next token, greedily and otherwise.
     pub(crate) argmax: Step,
+    pub(crate) sample: Step,
+}
+
+/// Whether decode runs the kernels that do several things at once, or the same operations one by one: what the fused
+/// kernels are measured against, and what serves the few tensors that they do not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DecodeKernels {
+    /// Norms, rotation, the way into the ring, gates and residuals inside the projections.
+    #[default]
+    Fused,
+    /// One operation a dispatch.
+    Separate,
 }
 
 impl Program {
@@ -95,8 +107,9 @@ impl Program {
         pipelines: &mut Pipelines<'g>,
         allocator: &mut Allocator<'g>,
         setup: &Setup,
-        weights: &ShardBuffers,
+        weights: &WeightBuffers,
         buffers: &Buffers,
+        kernels: DecodeKernels,
     ) -> Result<Self> {
         let mut builder = Builder {
             pipelines,
@@ -105,6 +118,7 @@ impl Program {
             weights,
             buffers,
             params: BTreeMap::new(),
+            kernels,
         };
         let embedding = builder.embedding()?;
         let layers = (0..setup.config().layers)
@@ -112,33 +126,39 @@ impl Program {
             .map(|(layer, cache)| builder.layer(layer, cache))
             .collect::<Result<_>>()?;
         let logits = builder.logits()?;
-        let argmax = builder.argmax();
+        let params = builder.row_params(setup.config().vocab_size, false);
+        let argmax = builder.choice(Kernel::Argmax, &params);
+        let sample = builder.choice(Kernel::Sample, &buffers.sampling);
         Ok(Self {
             embedding,
             layers,
             logits,
             argmax,
+            sample,
         })
     }
 
     /// Dispatches of one decoded token, choosing it included.
     pub(crate) fn decode_dispatches(&self) -> usize {
-        let layers = self.layers.iter();
-        let layers: usize = layers
-            .map(|layer| layer.before.len() + layer.decode.len() + layer.after.len())
-            .sum();
-        self.embedding.len() + layers + self.logits.len() + 1
+        self.token().count() + 1
+    }
+
+    /// The dispatches of one decoded token, its choice left out.
+    pub(crate) fn token(&self) -> impl Iterator<Item = &Step> {
+        let layers = self.layers.iter().flat_map(|layer| &layer.decode);
+        self.embedding.iter().chain(layers).chain(&self.logits)
     }
 }
 
-struct Builder<'a, 'g> {
+pub(crate) struct Builder<'a, 'g> {
     pipelines: &'a mut Pipelines<'g>,
     allocator: &'a mut Allocator<'g>,
-    setup: &'a Setup,
-    weights: &'a ShardBuffers,
-    buffers: &'a Buffers,
+    pub(crate) setup: &'a Setup,
+    pub(crate) weights: &'a WeightBuffers,
+    pub(crate) buffers: &'a Buffers,
     /// One uniform buffer for each distinct set of constants.
     params: BTreeMap<Vec<u8>, wgpu::Buffer>,
+    kernels: DecodeKernels,
 }
 
 /// What a weight matrix is multiplied with, and where the product goes.
@@ -152,7 +172,7 @@ struct Product<'a> {
 }
 
 impl<'a> Builder<'a, '_> {
-    fn params(&mut self, data: &[u8]) -> wgpu::Buffer {
+    pub(crate) fn params(&mut self, data: &[u8]) -> wgpu::Buffer {
         if let Some(buffer) = self.params.get(data) {
             return buffer.clone();
         }
@@ -161,12 +181,15 @@ impl<'a> Builder<'a, '_> {
         buffer
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "kernels compute in f32")]
+    pub(crate) fn eps(&self) -> f32 {
+        self.setup.config().rms_norm_eps as f32
+    }
+
     fn row_params(&mut self, dim: u32, last_only: bool) -> wgpu::Buffer {
-        #[expect(clippy::cast_possible_truncation, reason = "kernels compute in f32")]
-        let eps = self.setup.config().rms_norm_eps as f32;
         let params = RowParams {
             dim,
-            eps,
+            eps: self.eps(),
             last_only: last_only.into(),
             reserved: 0,
         };
@@ -188,15 +211,25 @@ impl<'a> Builder<'a, '_> {
             .iter()
             .map(|(name, buffer)| (*name, buffer.as_entire_buffer_binding()))
             .collect();
+        self.step_of(kernel, grid, &bindings)
+    }
+
+    pub(crate) fn step_of(
+        &mut self,
+        kernel: Kernel,
+        grid: Grid,
+        bindings: &[(&str, wgpu::BufferBinding<'_>)],
+    ) -> Step {
         Step {
+            label: kernel.label(),
             pipeline: self.pipelines.pipeline(kernel),
             few: None,
-            bind_group: self.pipelines.bind(kernel, &bindings),
+            bind_group: self.pipelines.bind(kernel, bindings),
             grid,
         }
     }
 
-    fn tensor(&self, name: &str) -> Result<&'a TensorEntry> {
+    pub(crate) fn tensor(&self, name: &str) -> Result<&'a TensorEntry> {
         let setup: &'a Setup = self.setup;
         setup
             .manifest()
@@ -209,9 +242,9 @@ impl<'a> Builder<'a, '_> {
     }
 
     /// The one piece of a norm's weights or of a bias.
-    fn vector(&self, name: &str) -> Result<(VectorType, wgpu::BufferBinding<'a>)> {
+    pub(crate) fn vector(&self, name: &str) -> Result<(VectorType, wgpu::BufferBinding<'a>)> {
         let tensor = self.tensor(name)?;
-        let weights: &'a ShardBuffers = self.weights;
+        let weights: &'a WeightBuffers = self.weights;
         let mut pieces = weights.pieces(tensor)?;
         match pieces.pop() {
             Some(piece) if pieces.is_empty() => Ok((vector_type(tensor)?, piece.values)),
@@ -238,12 +271,8 @@ impl<'a> Builder<'a, '_> {
                 ("y", buffers.hidden.as_entire_buffer_binding()),
             ];
             bindings.extend(piece.scales.clone().map(|scales| ("scales", scales)));
-            steps.push(Step {
-                pipeline: self.pipelines.pipeline(kernel),
-                few: None,
-                bind_group: self.pipelines.bind(kernel, &bindings),
-                grid: Grid::Tokens((piece.cols / 4).div_ceil(ELEMENT_THREADS)),
-            });
+            let grid = Grid::Tokens((piece.cols / 4).div_ceil(ELEMENT_THREADS));
+            steps.push(self.step_of(kernel, grid, &bindings));
         }
         Ok(steps)
     }
@@ -260,16 +289,12 @@ impl<'a> Builder<'a, '_> {
             ("y", buffers.normed.as_entire_buffer_binding()),
             ("vector", vector),
         ];
-        Ok(Step {
-            pipeline: self.pipelines.pipeline(kernel),
-            few: None,
-            bind_group: self.pipelines.bind(kernel, &bindings),
-            grid: if last_only {
-                Grid::Once(1)
-            } else {
-                Grid::Tokens(1)
-            },
-        })
+        let grid = if last_only {
+            Grid::Once(1)
+        } else {
+            Grid::Tokens(1)
+        };
+        Ok(self.step_of(kernel, grid, &bindings))
     }
 
     /// The pieces of one weight matrix against the tokens in flight.
@@ -315,20 +340,14 @@ impl<'a> Builder<'a, '_> {
             ];
             bindings.extend(piece.scales.clone().map(|scales| ("scales", scales)));
             bindings.extend(bias.clone().map(|(_, vector)| ("vector", vector)));
-            let bind_group = self.pipelines.bind(matvec, &bindings);
             steps.push(if product.once {
-                Step {
-                    pipeline: self.pipelines.pipeline(matvec),
-                    few: None,
-                    bind_group,
-                    grid: Grid::Once(workgroups),
-                }
+                self.step_of(matvec, Grid::Once(workgroups), &bindings)
             } else {
+                let few = self.pipelines.pipeline(matvec);
+                let grid = Grid::Linear { rows: piece.rows };
                 Step {
-                    pipeline: self.pipelines.pipeline(matmul),
-                    few: Some(self.pipelines.pipeline(matvec)),
-                    bind_group,
-                    grid: Grid::Linear { rows: piece.rows },
+                    few: Some(few),
+                    ..self.step_of(matmul, grid, &bindings)
                 }
             });
         }
@@ -405,17 +424,23 @@ impl<'a> Builder<'a, '_> {
         let hidden = u64::from(config.hidden_dim);
         let attention = u64::from(config.q_dim()) * 2 + u64::from(config.kv_dim()) * 2;
         let weights = hidden * (attention + 3 * u64::from(config.ffn_dim));
-        let (prefill, decode) = (self.attend_prefill(cache), self.attend_decode(cache));
+        let attend = self.attend_prefill(cache);
+        let prefill = [before.clone(), attend, after.clone()].concat();
+        let decode = match self.kernels {
+            DecodeKernels::Separate => {
+                let rope = self.rope(KvTarget::Ring, cache, &cache.k, &cache.v);
+                [before, vec![rope], self.attend_decode(cache), after].concat()
+            }
+            DecodeKernels::Fused => self.fused_layer(layer, cache, before, after)?,
+        };
         Ok(LayerSteps {
-            before,
             prefill,
             decode,
-            after,
             weights,
         })
     }
 
-    fn rope(
+    pub(crate) fn rope(
         &mut self,
         target: KvTarget,
         cache: &LayerCache,
@@ -478,11 +503,10 @@ impl<'a> Builder<'a, '_> {
         vec![rope, attention, commit]
     }
 
-    /// Straight into the ring, attention over it in parts, and their joining.
-    fn attend_decode(&mut self, cache: &LayerCache) -> Vec<Step> {
+    /// Attention over the ring in parts, and their joining.
+    pub(crate) fn attend_decode(&mut self, cache: &LayerCache) -> Vec<Step> {
         let buffers = self.buffers;
         let shape = self.setup.heads();
-        let rope = self.rope(KvTarget::Ring, cache, &cache.k, &cache.v);
         let attention = self.step(
             Kernel::AttentionDecode,
             Grid::Once(cache.item_count),
@@ -505,10 +529,13 @@ impl<'a> Builder<'a, '_> {
                 ("y", &buffers.attended),
             ],
         );
-        vec![rope, attention, merge]
+        vec![attention, merge]
     }
 
     fn logits(&mut self) -> Result<Vec<Step>> {
+        if self.kernels == DecodeKernels::Fused {
+            return self.fused_logits();
+        }
         let buffers = self.buffers;
         let mut steps = vec![self.norm(FINAL_NORM, true)?];
         steps.extend(self.linear(
@@ -524,18 +551,19 @@ impl<'a> Builder<'a, '_> {
         Ok(steps)
     }
 
-    fn argmax(&mut self) -> Step {
+    fn choice(&mut self, kernel: Kernel, params: &wgpu::Buffer) -> Step {
         let buffers = self.buffers;
-        let params = self.row_params(self.setup.config().vocab_size, false);
         self.step(
-            Kernel::Argmax,
+            kernel,
             Grid::Once(1),
             &[
-                ("params", &params),
+                ("params", params),
                 ("state", &buffers.state),
                 ("logits", &buffers.logits),
                 ("tokens", &buffers.tokens),
                 ("ids", &buffers.ids),
+                ("stops", &buffers.stops),
+                ("counts", &buffers.counts),
             ],
         )
     }

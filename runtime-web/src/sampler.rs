@@ -1,7 +1,9 @@
-//! The choice of a token from logits: greedy, or drawn after temperature, top-k, top-p and min-p, in that order.
+//! How a token is chosen: greedily, or by chance after penalties, temperature, top-k, top-p and min-p, in that order.
 //!
-//! The generator is counter-based: the n-th draw of a seed is always the same number, whatever happened between.
-//! Greedy samplers are only a mark here; the engine leaves that choice to the device.
+//! Only the wishes are here, checked and put into the kernel's terms; the choice is made on the device (`sample.wgsl`).
+//! A draw belongs to a seed and a position of the text, so that nothing but these decides it.
+
+use moa_mask::abi::{SampleParams, WEIGHT_ONE};
 
 use crate::error::{EngineError, Result};
 
@@ -19,6 +21,12 @@ pub struct SamplingOptions {
     pub min_p: f64,
     /// Seed of the draws.
     pub seed: u64,
+    /// Divides the positive logits of tokens that are in the text, and multiplies the negative ones; 1 changes nothing.
+    pub repetition_penalty: f64,
+    /// Taken off the logits of tokens that were generated since the last prefill; 0 changes nothing.
+    pub presence_penalty: f64,
+    /// The same for each time that they were generated.
+    pub frequency_penalty: f64,
 }
 
 impl Default for SamplingOptions {
@@ -29,24 +37,26 @@ impl Default for SamplingOptions {
             top_p: 1.0,
             min_p: 0.0,
             seed: 0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
         }
     }
 }
 
-/// A choice with its generator's state.
+/// Checked options.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampler {
     options: SamplingOptions,
-    draws: u64,
 }
 
 impl Sampler {
     /// Checks the options.
     pub fn new(options: SamplingOptions) -> Result<Self> {
-        let bad = |what, got: String, expected| {
+        let bad = |what, got: f64, expected| {
             Err(EngineError::BadArgument {
                 what,
-                got,
+                got: got.to_string(),
                 expected,
             })
         };
@@ -54,31 +64,59 @@ impl Sampler {
             temperature,
             top_p,
             min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
             ..
         } = options;
         if !(temperature.is_finite() && temperature >= 0.0) {
-            return bad("temperature", temperature.to_string(), "0 or more");
+            return bad("temperature", temperature, "0 or more");
         }
         if !(top_p > 0.0 && top_p <= 1.0) {
-            return bad("top-p", top_p.to_string(), "above 0, at most 1");
+            return bad("top-p", top_p, "above 0, at most 1");
         }
         if !(0.0..=1.0).contains(&min_p) {
-            return bad("min-p", min_p.to_string(), "0 to 1");
+            return bad("min-p", min_p, "0 to 1");
         }
-        Ok(Self { options, draws: 0 })
+        if !(repetition_penalty > 0.0 && repetition_penalty <= 100.0) {
+            return bad(
+                "repetition penalty",
+                repetition_penalty,
+                "above 0, at most 100",
+            );
+        }
+        for (what, penalty) in [
+            ("presence penalty", presence_penalty),
+            ("frequency penalty", frequency_penalty),
+        ] {
+            if !(-100.0..=100.0).contains(&penalty) {
+                return bad(what, penalty, "-100 to 100");
+            }
+        }
+        Ok(Self { options })
     }
 
     /// The sampler that always takes the largest logit.
     pub fn greedy() -> Self {
         Self {
             options: SamplingOptions::default(),
-            draws: 0,
         }
     }
 
-    /// Whether the largest logit is always taken.
+    /// Whether the largest logit is always taken, as it is.
     pub fn is_greedy(&self) -> bool {
-        self.options.temperature == 0.0
+        self.options.temperature == 0.0 && !self.penalizes()
+    }
+
+    /// Whether what is in the text counts.
+    pub fn penalizes(&self) -> bool {
+        let SamplingOptions {
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            ..
+        } = self.options;
+        (repetition_penalty, presence_penalty, frequency_penalty) != (1.0, 0.0, 0.0)
     }
 
     /// The options.
@@ -86,65 +124,39 @@ impl Sampler {
         &self.options
     }
 
-    /// Chooses an id; the smallest among equals when greedy. `None` when no logit is a number.
-    pub fn sample(&mut self, logits: &[f32]) -> Option<u32> {
-        let mut candidates: Vec<(u32, f64)> = (0u32..)
-            .zip(logits)
-            .filter(|(_, logit)| logit.is_finite())
-            .map(|(id, &logit)| (id, logit.into()))
-            .collect();
-        // Largest first, the smaller id first among equals.
-        candidates.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        let &(best, largest) = candidates.first()?;
-        if self.is_greedy() {
-            return Some(best);
+    /// The options in the kernel's terms, for logits of `dim` tokens.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "kernels compute in f32 and u32"
+    )]
+    #[expect(clippy::cast_sign_loss, reason = "checked: not negative")]
+    pub(crate) fn params(&self, dim: u32) -> SampleParams {
+        let options = &self.options;
+        let top_p = if options.top_p < 1.0 {
+            // Casts saturate; the largest u32 means that all are kept.
+            ((options.top_p * 2f64.powi(32)) as u32).min(u32::MAX - 1)
+        } else {
+            u32::MAX
+        };
+        SampleParams {
+            dim,
+            top_k: options.top_k,
+            top_p,
+            min_weight: (options.min_p * f64::from(WEIGHT_ONE)).ceil() as u32,
+            // Small temperatures are finite inverses too.
+            inverse_temperature: if options.temperature == 0.0 {
+                0.0
+            } else {
+                options.temperature.recip().min(1e30) as f32
+            },
+            seed_low: options.seed as u32,
+            seed_high: (options.seed >> 32) as u32,
+            penalize: self.penalizes().into(),
+            repetition: options.repetition_penalty as f32,
+            presence: options.presence_penalty as f32,
+            frequency: options.frequency_penalty as f32,
+            reserved: 0,
         }
-        if self.options.top_k > 0 {
-            candidates.truncate(self.options.top_k as usize);
-        }
-        for (_, weight) in &mut candidates {
-            *weight = ((*weight - largest) / self.options.temperature).exp();
-        }
-        let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
-        let mut reached = 0.0;
-        let nucleus = candidates.iter().position(|(_, weight)| {
-            reached += weight / total;
-            reached >= self.options.top_p
-        });
-        if let Some(last) = nucleus {
-            candidates.truncate(last + 1);
-        }
-        // The likeliest has weight 1.
-        candidates.retain(|(_, weight)| *weight >= self.options.min_p);
-        let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
-        let mut left = self.draw() * total;
-        for (id, weight) in &candidates {
-            left -= weight;
-            if left < 0.0 {
-                return Some(*id);
-            }
-        }
-        candidates.last().map(|(id, _)| *id)
-    }
-
-    /// The next number in [0, 1): `SplitMix64` at the position of the counter.
-    fn draw(&mut self) -> f64 {
-        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-        self.draws += 1;
-        let mut bits = self
-            .options
-            .seed
-            .wrapping_mul(0xd134_2543_de82_ef95)
-            .wrapping_add(self.draws.wrapping_mul(STEP));
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^= bits >> 31;
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "the 53 bits that are kept are exact"
-        )]
-        let unit = (bits >> 11) as f64 / (1u64 << 53) as f64;
-        unit
     }
 }
 
@@ -152,126 +164,73 @@ impl Sampler {
 mod tests {
     use super::*;
 
-    fn sampler(options: SamplingOptions) -> Sampler {
-        Sampler::new(options).unwrap()
-    }
-
-    fn counts(mut sampler: Sampler, logits: &[f32], draws: u32) -> Vec<u32> {
-        let mut counts = vec![0; logits.len()];
-        for _ in 0..draws {
-            counts[sampler.sample(logits).unwrap() as usize] += 1;
-        }
-        counts
-    }
-
-    #[test]
-    fn greedy_takes_the_first_of_the_largest_and_never_nan() {
-        let mut greedy = Sampler::greedy();
-        assert_eq!(greedy.sample(&[1.0, 3.0, 3.0, f32::NAN]), Some(1));
-        assert_eq!(greedy.sample(&[f32::NAN]), None);
-    }
-
-    #[test]
-    fn draws_follow_the_softmax() {
-        let logits = [0.0f32, 1.0, 2.0];
-        let options = SamplingOptions {
-            temperature: 0.5,
-            seed: 7,
-            ..SamplingOptions::default()
-        };
-        let counts = counts(sampler(options), &logits, 20_000);
-        let weights: Vec<f64> = logits
-            .iter()
-            .map(|logit| (f64::from(*logit) * 2.0).exp())
-            .collect();
-        let total: f64 = weights.iter().sum();
-        for (count, weight) in counts.iter().zip(weights) {
-            let part = f64::from(*count) / 20_000.0;
-            assert!(
-                (part - weight / total).abs() < 0.01,
-                "{part} {}",
-                weight / total
-            );
-        }
-    }
-
-    #[test]
-    fn filters_keep_what_they_say() {
-        let logits = [0.0f32, 1.0, 2.0, 3.0];
-        let hot = SamplingOptions {
-            temperature: 5.0,
-            ..SamplingOptions::default()
-        };
-        assert!(
-            counts(sampler(hot), &logits, 500)
-                .iter()
-                .all(|&count| count > 0),
-            "the control"
-        );
-        let top_k = counts(sampler(SamplingOptions { top_k: 2, ..hot }), &logits, 500);
-        assert_eq!(top_k[..2], [0, 0]);
-        assert!(top_k[2] > 0 && top_k[3] > 0);
-        // Probabilities at temperature 1: .03, .09, .24, .64.
-        let plain = SamplingOptions {
-            temperature: 1.0,
-            ..hot
-        };
-        let top_p = counts(
-            sampler(SamplingOptions {
-                top_p: 0.7,
-                ..plain
-            }),
-            &logits,
-            500,
-        );
-        assert_eq!(top_p[..2], [0, 0]);
-        assert!(top_p[2] > 0);
-        let min_p = counts(
-            sampler(SamplingOptions {
-                min_p: 0.3,
-                ..plain
-            }),
-            &logits,
-            500,
-        );
-        assert_eq!(min_p[..2], [0, 0]);
-        assert!(min_p[2] > 0);
-    }
-
-    #[test]
-    fn a_seed_repeats_and_another_differs() {
-        let logits = [0.0f32; 64];
-        let draw = |seed| {
-            let mut sampler = sampler(SamplingOptions {
-                temperature: 1.0,
-                seed,
-                ..SamplingOptions::default()
-            });
-            (0..16)
-                .map(|_| sampler.sample(&logits).unwrap())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(draw(1), draw(1));
-        assert_ne!(draw(1), draw(2));
-        assert_ne!(draw(0)[..8], draw(0)[8..]);
-    }
-
     #[test]
     fn nonsense_is_refused() {
-        for (temperature, top_p, min_p) in [
-            (-1.0, 1.0, 0.0),
-            (f64::NAN, 1.0, 0.0),
-            (1.0, 0.0, 0.0),
-            (1.0, 1.5, 0.0),
-            (1.0, 1.0, 2.0),
+        let plain = SamplingOptions::default();
+        for options in [
+            SamplingOptions {
+                temperature: -1.0,
+                ..plain
+            },
+            SamplingOptions {
+                temperature: f64::NAN,
+                ..plain
+            },
+            SamplingOptions {
+                top_p: 0.0,
+                ..plain
+            },
+            SamplingOptions {
+                top_p: 1.5,
+                ..plain
+            },
+            SamplingOptions {
+                min_p: 2.0,
+                ..plain
+            },
+            SamplingOptions {
+                repetition_penalty: 0.0,
+                ..plain
+            },
+            SamplingOptions {
+                presence_penalty: f64::NAN,
+                ..plain
+            },
+            SamplingOptions {
+                frequency_penalty: 1e9,
+                ..plain
+            },
         ] {
-            let options = SamplingOptions {
-                temperature,
-                top_p,
-                min_p,
-                ..SamplingOptions::default()
-            };
             assert!(Sampler::new(options).is_err(), "{options:?}");
         }
+        assert!(Sampler::new(plain).unwrap().is_greedy());
+    }
+
+    #[test]
+    fn options_become_whole_numbers() {
+        let params = |options| Sampler::new(options).unwrap().params(10);
+        let plain = SamplingOptions {
+            temperature: 0.5,
+            ..SamplingOptions::default()
+        };
+        let all = params(plain);
+        assert_eq!((all.top_p, all.min_weight, all.penalize), (u32::MAX, 0, 0));
+        assert_eq!(all.inverse_temperature, 2.0);
+        let some = params(SamplingOptions {
+            top_p: 0.25,
+            min_p: 1.0,
+            seed: 0x1_0000_0002,
+            presence_penalty: 1.0,
+            ..plain
+        });
+        assert_eq!((some.top_p, some.min_weight), (1 << 30, WEIGHT_ONE));
+        assert_eq!((some.seed_low, some.seed_high, some.penalize), (2, 1, 1));
+        let almost = params(SamplingOptions {
+            top_p: 1.0 - 1e-12,
+            temperature: 1e-300,
+            ..plain
+        });
+        assert_eq!(almost.top_p, u32::MAX - 1);
+        assert!(almost.inverse_temperature.is_finite());
     }
 }

@@ -27,6 +27,12 @@ pub(crate) fn signal<T>() -> (Sender<T>, Receiver<T>) {
     (Sender(Arc::clone(&state)), Receiver(state))
 }
 
+impl<T> std::fmt::Debug for Receiver<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Receiver")
+    }
+}
+
 impl<T> Sender<T> {
     pub(crate) fn send(self, value: T) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).value = Some(value);

@@ -1,6 +1,13 @@
-//! Weights on the device: one buffer a shard, filled chunk by chunk with bytes whose hash has been checked.
+//! Weights on the device: filled chunk by chunk with bytes whose hash has been checked.
+//!
+//! The shards follow each other in one long row of bytes, and that row is cut into buffers not at the shards' ends
+//! but where a kernel's binding may end: what one kernel reads at once (a layer's query, key and value matrices; gate
+//! and up; a matrix with all its pieces) lies in one buffer as long as a default binding holds it.
 
-use moa_format::{CHUNK_BYTES, PieceLayout, Shard, TensorEntry};
+use moa_format::{
+    ALIGN, CHUNK_BYTES, DType, Manifest, Piece, PieceLayout, Shard, TensorEntry, TensorRole,
+};
+use moa_mask::abi::PLACE_BYTES;
 use moa_shaders::WeightType;
 
 use crate::buffers::Allocator;
@@ -8,10 +15,108 @@ use crate::error::{EngineError, Result};
 use crate::gpu::Gpu;
 use crate::setup::{Setup, weight_type};
 
-/// The shards' buffers, and which chunks have arrived.
+/// Bytes of a weight buffer at most: WebGPU's default binding, which is half its default buffer.
+const MAX_BUFFER_BYTES: u64 = 128 << 20;
+
+/// Where every byte of the shards lies on the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WeightLayout {
+    /// First byte of each shard in the row of all shards.
+    bases: Vec<u64>,
+    /// Where buffers begin, and where the last one ends.
+    cuts: Vec<u64>,
+}
+
+impl WeightLayout {
+    pub(crate) fn of(manifest: &Manifest) -> Self {
+        let mut end = 0u64;
+        let bases: Vec<u64> = manifest
+            .weights
+            .shards
+            .iter()
+            .map(|shard| {
+                let base = end.next_multiple_of(ALIGN);
+                end = base + u64::from(shard.bytes);
+                base
+            })
+            .collect();
+        let mut layout = Self {
+            bases,
+            cuts: vec![0],
+        };
+        layout.cuts = layout.cut(manifest, end);
+        layout
+    }
+
+    /// Bytes of each buffer.
+    pub(crate) fn buffer_bytes(&self) -> impl Iterator<Item = u64> + '_ {
+        self.cuts.windows(2).map(|cut| cut[1] - cut[0])
+    }
+
+    /// Fills buffers with bindings for as long as they fit.
+    fn cut(&self, manifest: &Manifest, end: u64) -> Vec<u64> {
+        let mut cuts = vec![0];
+        let mut begin = 0;
+        for (first, last) in self.bindings(manifest) {
+            if last - begin > MAX_BUFFER_BYTES && first > begin {
+                begin = first;
+                cuts.push(begin);
+            }
+        }
+        cuts.push(end);
+        cuts
+    }
+
+    /// First byte and end of what is best bound together, in order.
+    fn bindings(&self, manifest: &Manifest) -> Vec<(u64, u64)> {
+        let specs = moa_format::tensors(&manifest.model);
+        let mut list = Vec::new();
+        let mut open: Option<(u64, u64)> = None;
+        for (tensor, spec) in manifest.weights.tensors.iter().zip(&specs) {
+            let alone = |name: &str| spec.name.ends_with(name);
+            // A norm begins what is read after it; these end it.
+            let begins = spec.role == TensorRole::Norm
+                || alone("o_proj.weight")
+                || alone("down_proj.weight");
+            if begins || spec.role == TensorRole::LmHead {
+                list.extend(open.take());
+            }
+            for piece in &tensor.pieces {
+                let first = self.base(piece);
+                let last = first + u64::from(piece.bytes);
+                if matches!(spec.role, TensorRole::Embedding | TensorRole::LmHead) {
+                    list.extend(open.take());
+                }
+                match open {
+                    Some((begin, end)) if last - begin > MAX_BUFFER_BYTES => {
+                        list.push((begin, end));
+                        open = Some((first, last));
+                    }
+                    Some((begin, _)) => open = Some((begin, last)),
+                    None => open = Some((first, last)),
+                }
+            }
+        }
+        list.extend(open);
+        list
+    }
+
+    fn base(&self, piece: &Piece) -> u64 {
+        self.bases[piece.shard as usize] + u64::from(piece.offset)
+    }
+
+    /// The buffer that holds a byte of the row, and where in it.
+    fn locate(&self, byte: u64) -> (usize, u64) {
+        let buffer = self.cuts.partition_point(|&cut| cut <= byte) - 1;
+        (buffer, byte - self.cuts[buffer])
+    }
+}
+
+/// The weights' buffers, and which chunks have arrived.
 #[derive(Debug)]
-pub(crate) struct ShardBuffers {
+pub(crate) struct WeightBuffers {
     shards: Vec<Shard>,
+    layout: WeightLayout,
     buffers: Vec<wgpu::Buffer>,
     arrived: Vec<Vec<bool>>,
 }
@@ -27,12 +132,48 @@ pub(crate) struct BoundPiece<'a> {
     pub(crate) scales: Option<wgpu::BufferBinding<'a>>,
 }
 
-impl ShardBuffers {
+/// Part of a weight buffer, as fused kernels bind it: several tensors, found by their places.
+#[derive(Debug, Clone)]
+pub(crate) struct Window<'a> {
+    pub(crate) binding: wgpu::BufferBinding<'a>,
+    first: u64,
+}
+
+/// Pieces of one matrix that follow each other in one window, all but the last of the same size.
+#[derive(Debug, Clone)]
+pub(crate) struct Run<'a> {
+    pub(crate) window: Window<'a>,
+    pub(crate) weight: WeightType,
+    pub(crate) row_offset: u32,
+    pub(crate) rows: u32,
+    pub(crate) cols: u32,
+    pub(crate) piece_rows: u32,
+    pub(crate) piece_step: u32,
+    pub(crate) scales_step: u32,
+    pub(crate) last_scales_step: u32,
+}
+
+/// Places of one piece in a window.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places {
+    pub(crate) values: u32,
+    pub(crate) scales: u32,
+}
+
+fn places(bytes: u64) -> u32 {
+    u32::try_from(bytes / u64::from(PLACE_BYTES)).unwrap_or(u32::MAX)
+}
+
+impl WeightBuffers {
     pub(crate) fn new(allocator: &mut Allocator<'_>, setup: &Setup) -> Self {
-        let shards = setup.manifest().weights.shards.clone();
-        let buffers = shards
-            .iter()
-            .map(|shard| allocator.storage("weights", &shard.file, u64::from(shard.bytes)))
+        let manifest = setup.manifest();
+        let shards = manifest.weights.shards.clone();
+        let layout = WeightLayout::of(manifest);
+        let buffers = (0..)
+            .zip(layout.buffer_bytes())
+            .map(|(index, bytes): (u32, u64)| {
+                allocator.storage("weights", &format!("weights.{index}"), bytes)
+            })
             .collect();
         let arrived = shards
             .iter()
@@ -40,6 +181,7 @@ impl ShardBuffers {
             .collect();
         Self {
             shards,
+            layout,
             buffers,
             arrived,
         }
@@ -74,7 +216,17 @@ impl ShardBuffers {
         entry
             .check_chunk(chunk, bytes)
             .map_err(|source| EngineError::Damaged { source })?;
-        gpu.queue.write_buffer(&self.buffers[shard], offset, bytes);
+        let mut byte = self.layout.bases[shard] + offset;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (buffer, at) = self.layout.locate(byte);
+            let room = self.layout.cuts[buffer + 1] - byte;
+            let (now, later) = rest
+                .split_at(usize::try_from(room).map_or(rest.len(), |room| room.min(rest.len())));
+            gpu.queue.write_buffer(&self.buffers[buffer], at, now);
+            byte += now.len() as u64;
+            rest = later;
+        }
         // Staging memory is given back as soon as the copy is done, instead of at the first dispatch.
         gpu.queue.submit([]);
         arrived[chunk] = true;
@@ -101,11 +253,11 @@ impl ShardBuffers {
         tensor
             .row_ranges()
             .map(|(rows, piece)| {
-                let layout = PieceLayout::of(tensor.dtype, piece.rows, tensor.cols)
-                    .map_err(|source| EngineError::Manifest { source })?;
+                let layout = piece_layout(tensor, piece)?;
+                let (buffer, at) = self.layout.locate(self.layout.base(piece));
                 let part = |offset: u64, bytes: u64| wgpu::BufferBinding {
-                    buffer: &self.buffers[piece.shard as usize],
-                    offset: u64::from(piece.offset) + offset,
+                    buffer: &self.buffers[buffer],
+                    offset: at + offset,
                     size: wgpu::BufferSize::new(bytes),
                 };
                 Ok(BoundPiece {
@@ -121,9 +273,105 @@ impl ShardBuffers {
             .collect()
     }
 
+    /// One binding over all pieces of all these tensors, where one buffer holds them and a binding may be so long.
+    pub(crate) fn window<'a>(
+        &self,
+        tensors: impl IntoIterator<Item = &'a TensorEntry>,
+    ) -> Option<Window<'_>> {
+        let mut range: Option<(u64, u64)> = None;
+        for piece in tensors.into_iter().flat_map(|tensor| &tensor.pieces) {
+            let first = self.layout.base(piece);
+            let end = first + u64::from(piece.bytes);
+            let (begin, last) = range.unwrap_or((first, end));
+            range = Some((begin.min(first), last.max(end)));
+        }
+        let (first, end) = range?;
+        self.window_of(first, end)
+    }
+
+    fn window_of(&self, first: u64, end: u64) -> Option<Window<'_>> {
+        let (buffer, at) = self.layout.locate(first);
+        let fits = self.layout.locate(end - 1).0 == buffer && end - first <= MAX_BUFFER_BYTES;
+        fits.then(|| Window {
+            binding: wgpu::BufferBinding {
+                buffer: &self.buffers[buffer],
+                offset: at,
+                size: wgpu::BufferSize::new(end - first),
+            },
+            first,
+        })
+    }
+
+    /// Where a piece lies in a window that holds it.
+    pub(crate) fn places(
+        &self,
+        window: &Window<'_>,
+        tensor: &TensorEntry,
+        piece: &Piece,
+    ) -> Result<Places> {
+        let layout = piece_layout(tensor, piece)?;
+        let at = self.layout.base(piece) - window.first;
+        Ok(Places {
+            values: places(at),
+            scales: places(at + layout.scales_offset),
+        })
+    }
+
+    /// All pieces of a matrix in as few bindings as possible.
+    pub(crate) fn runs(&self, tensor: &TensorEntry) -> Result<Vec<Run<'_>>> {
+        let mut runs = Vec::new();
+        let pieces: Vec<_> = tensor.row_ranges().collect();
+        let mut from = 0;
+        while from < pieces.len() {
+            let (ref rows, first) = pieces[from];
+            let base = self.layout.base(first);
+            let step = u64::from(first.bytes).next_multiple_of(ALIGN);
+            // As long as pieces follow each other at equal steps: only the last one may have fewer rows.
+            let mut until = from + 1;
+            while let Some((_, piece)) = pieces.get(until) {
+                let at = base + step * (until - from) as u64;
+                let regular = self.layout.base(piece) == at
+                    && pieces[until - 1].1.rows == first.rows
+                    && piece.rows <= first.rows;
+                if !regular || self.window_of(base, at + u64::from(piece.bytes)).is_none() {
+                    break;
+                }
+                until += 1;
+            }
+            let (ref last_rows, last) = pieces[until - 1];
+            let end = self.layout.base(last) + u64::from(last.bytes);
+            let window =
+                self.window_of(base, end)
+                    .ok_or_else(|| EngineError::UnsupportedModel {
+                        what: format!("a piece of {}", tensor.name),
+                        got: format!("{} bytes", first.bytes),
+                        expected: "no more than a binding holds",
+                    })?;
+            runs.push(Run {
+                window,
+                weight: weight_type(tensor.dtype),
+                row_offset: rows.start,
+                rows: last_rows.end - rows.start,
+                cols: tensor.cols,
+                piece_rows: first.rows,
+                piece_step: places(step),
+                scales_step: places(piece_layout(tensor, first)?.scales_offset),
+                last_scales_step: places(piece_layout(tensor, last)?.scales_offset),
+            });
+            from = until;
+        }
+        Ok(runs)
+    }
+
     pub(crate) fn destroy(&self) {
         for buffer in &self.buffers {
             buffer.destroy();
         }
     }
+}
+
+fn piece_layout(tensor: &TensorEntry, piece: &Piece) -> Result<PieceLayout> {
+    let dtype: DType = tensor.dtype;
+    PieceLayout::of(dtype, piece.rows, tensor.cols)
+        .map_err(|source| EngineError::Manifest { source })
 }

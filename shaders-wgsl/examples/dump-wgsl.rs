@@ -8,8 +8,11 @@ use moa_shaders::{CHECKED_SHAPES, permutations};
 fn dump(out: &PathBuf) -> io::Result<usize> {
     fs::create_dir_all(out)?;
     let mut files = 0;
-    for shape in CHECKED_SHAPES {
+    for (index, shape) in CHECKED_SHAPES.into_iter().enumerate() {
         for kernel in permutations() {
+            if index > 0 && !kernel.depends_on_heads() {
+                continue;
+            }
             let name = format!(
                 "h{}_kv{}_d{}.{}.wgsl",
                 shape.heads,

@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 
 use moa_mask::abi;
 
-use crate::{HeadShape, Kernel, KvTarget, VectorType, WeightType};
+use crate::{HeadShape, Kernel, KvTarget, Lanes, VectorType, WeightType};
 
 const MASK: &str = include_str!("../wgsl/shared/mask.wgsl");
 const KV_ROW_CHUNK: &str = include_str!("../wgsl/shared/kv_row_chunk.wgsl");
 const KV_ROW_RING: &str = include_str!("../wgsl/shared/kv_row_ring.wgsl");
+const CHOOSE: &str = include_str!("../wgsl/shared/choose.wgsl");
 const VECTOR_NONE: &str = include_str!("../wgsl/shared/vector_none.wgsl");
 
 const fn weights(weight: WeightType) -> &'static [&'static str] {
@@ -29,6 +30,50 @@ const fn vector(vector: VectorType) -> &'static str {
     }
 }
 
+/// The parts of the fused kernels: weights in blocks, four rows at a time.
+const fn blocks(weight: WeightType) -> &'static [&'static str] {
+    const UNQUANTIZED: &str = include_str!("../wgsl/shared/blocks_unquantized.wgsl");
+    const FOUR_ROWS: &str = include_str!("../wgsl/shared/four_rows.wgsl");
+    match weight {
+        WeightType::Q4 => &[include_str!("../wgsl/shared/blocks_q4.wgsl"), FOUR_ROWS],
+        WeightType::Q8 => &[include_str!("../wgsl/shared/blocks_q8.wgsl"), FOUR_ROWS],
+        WeightType::F16 => &[
+            include_str!("../wgsl/shared/blocks_f16.wgsl"),
+            UNQUANTIZED,
+            FOUR_ROWS,
+        ],
+        WeightType::F32 => &[
+            include_str!("../wgsl/shared/blocks_f32.wgsl"),
+            UNQUANTIZED,
+            FOUR_ROWS,
+        ],
+    }
+}
+
+/// A norm whose weights lie in the same binding as the matrices.
+const fn norm(norm: VectorType) -> &'static str {
+    match norm {
+        VectorType::F16 => include_str!("../wgsl/shared/norm_f16.wgsl"),
+        VectorType::F32 => include_str!("../wgsl/shared/norm_f32.wgsl"),
+    }
+}
+
+const fn norm_apart(norm: Option<VectorType>) -> &'static str {
+    match norm {
+        None => include_str!("../wgsl/shared/norm_none.wgsl"),
+        Some(VectorType::F16) => include_str!("../wgsl/shared/norm_apart_f16.wgsl"),
+        Some(VectorType::F32) => include_str!("../wgsl/shared/norm_apart_f32.wgsl"),
+    }
+}
+
+const fn bias(bias: Option<VectorType>) -> &'static str {
+    match bias {
+        None => include_str!("../wgsl/shared/bias_none.wgsl"),
+        Some(VectorType::F16) => include_str!("../wgsl/shared/bias_f16.wgsl"),
+        Some(VectorType::F32) => include_str!("../wgsl/shared/bias_f32.wgsl"),
+    }
+}
+
 impl Kernel {
     fn shared(self) -> Vec<&'static str> {
         match self {
@@ -37,10 +82,23 @@ impl Kernel {
             Self::Matmul { weight, bias, .. } | Self::Matvec { weight, bias, .. } => {
                 [weights(weight), &[bias.map_or(VECTOR_NONE, vector)]].concat()
             }
+            Self::Project {
+                weight, norm: kind, ..
+            } => [&[norm_apart(kind)], blocks(weight)].concat(),
+            Self::GateUp {
+                weight, norm: kind, ..
+            } => [&[norm(kind)], blocks(weight)].concat(),
+            Self::Qkv {
+                weight,
+                norm: kind,
+                bias: added,
+                ..
+            } => [&[MASK, norm(kind), bias(added)], blocks(weight)].concat(),
             Self::Rope(KvTarget::Chunk) => vec![KV_ROW_CHUNK],
             Self::Rope(KvTarget::Ring) => vec![MASK, KV_ROW_RING],
             Self::KvCommit | Self::AttentionPrefill | Self::AttentionDecode => vec![MASK],
-            Self::MergeLse | Self::Swiglu | Self::Argmax => Vec::new(),
+            Self::Argmax | Self::Sample => vec![CHOOSE],
+            Self::MergeLse | Self::Swiglu => Vec::new(),
         }
     }
 
@@ -50,6 +108,9 @@ impl Kernel {
             Self::RmsNorm(_) => include_str!("../wgsl/rms_norm.wgsl"),
             Self::Matmul { .. } => include_str!("../wgsl/matmul.wgsl"),
             Self::Matvec { .. } => include_str!("../wgsl/matvec.wgsl"),
+            Self::Project { .. } => include_str!("../wgsl/project.wgsl"),
+            Self::Qkv { .. } => include_str!("../wgsl/qkv.wgsl"),
+            Self::GateUp { .. } => include_str!("../wgsl/gate_up.wgsl"),
             Self::Rope(_) => include_str!("../wgsl/rope.wgsl"),
             Self::KvCommit => include_str!("../wgsl/kv_commit.wgsl"),
             Self::AttentionPrefill => include_str!("../wgsl/attention_prefill.wgsl"),
@@ -57,6 +118,7 @@ impl Kernel {
             Self::MergeLse => include_str!("../wgsl/merge_lse.wgsl"),
             Self::Swiglu => include_str!("../wgsl/swiglu.wgsl"),
             Self::Argmax => include_str!("../wgsl/argmax.wgsl"),
+            Self::Sample => include_str!("../wgsl/sample.wgsl"),
         }
     }
 
@@ -96,8 +158,17 @@ fn constants(kernel: Kernel, shape: HeadShape) -> String {
         "// Below every score and logit; finite, since WGSL promises nothing for infinities.\n",
     );
     text.push_str("const UNSEEN: f32 = -3.0e38;\n");
-    if let Kernel::Matmul { add, .. } | Kernel::Matvec { add, .. } = kernel {
+    if let Kernel::Matmul { add, .. } | Kernel::Matvec { add, .. } | Kernel::Project { add, .. } =
+        kernel
+    {
         let _ = writeln!(text, "const ADD_TO_Y: bool = {add};");
+    }
+    if let Kernel::Project { lanes, .. }
+    | Kernel::Qkv { lanes, .. }
+    | Kernel::GateUp { lanes, .. } = kernel
+    {
+        let _ = writeln!(text, "const THREADS: u32 = {}u;", lanes.threads());
+        let _ = writeln!(text, "const LANES: u32 = {}u;", lanes.lanes());
     }
     text
 }
@@ -114,6 +185,7 @@ pub fn permutations() -> Vec<Kernel> {
             }
         }
     }
+    list.extend(WeightType::ALL.into_iter().flat_map(fused));
     list.extend(VectorType::ALL.map(Kernel::RmsNorm));
     list.extend([
         Kernel::Rope(KvTarget::Chunk),
@@ -124,6 +196,44 @@ pub fn permutations() -> Vec<Kernel> {
         Kernel::MergeLse,
         Kernel::Swiglu,
         Kernel::Argmax,
+        Kernel::Sample,
     ]);
+    list
+}
+
+/// The fused kernels of a weight type. The variants that a model mixes freely (how work is shared, how norms and
+/// biases are stored) are all there; those that differ in one word of the source only are not multiplied further.
+fn fused(weight: WeightType) -> Vec<Kernel> {
+    let mut list = Vec::new();
+    for lanes in Lanes::ALL {
+        for (norm, add) in [
+            (None, true),
+            (None, false),
+            (Some(VectorType::F16), false),
+            (Some(VectorType::F32), false),
+        ] {
+            list.push(Kernel::Project {
+                weight,
+                norm,
+                add,
+                lanes,
+            });
+        }
+        for norm in VectorType::ALL {
+            list.push(Kernel::GateUp {
+                weight,
+                norm,
+                lanes,
+            });
+            for bias in [None, Some(norm)] {
+                list.push(Kernel::Qkv {
+                    weight,
+                    norm,
+                    bias,
+                    lanes,
+                });
+            }
+        }
+    }
     list
 }

@@ -73,6 +73,49 @@ pub enum KvTarget {
     Ring,
 }
 
+/// How many threads share four rows of weights in the fused kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lanes {
+    /// 16 of 128: for matrices with rows enough for every core.
+    Narrow,
+    /// 32 of 64: for small matrices, where more workgroups and shorter loops count.
+    Wide,
+}
+
+impl Lanes {
+    /// Every choice.
+    pub const ALL: [Self; 2] = [Self::Narrow, Self::Wide];
+
+    /// Threads of a workgroup.
+    pub const fn threads(self) -> u32 {
+        match self {
+            Self::Narrow => 128,
+            Self::Wide => 64,
+        }
+    }
+
+    /// Threads that share four rows.
+    pub const fn lanes(self) -> u32 {
+        match self {
+            Self::Narrow => 16,
+            Self::Wide => 32,
+        }
+    }
+
+    /// Rows of weights that a workgroup reads.
+    pub const fn rows(self) -> u32 {
+        4 * self.threads() / self.lanes()
+    }
+
+    /// The name in labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Narrow => "narrow",
+            Self::Wide => "wide",
+        }
+    }
+}
+
 /// A kernel in one of its variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kernel {
@@ -98,6 +141,37 @@ pub enum Kernel {
         /// Whether the result is added to what the output holds: the residual.
         add: bool,
     },
+    /// The token in flight against the pieces of a matrix in one binding; for decode.
+    Project {
+        /// How the weights are stored.
+        weight: WeightType,
+        /// A norm in the load.
+        norm: Option<VectorType>,
+        /// Whether the result is added to what the output holds: the residual.
+        add: bool,
+        /// How work is shared.
+        lanes: Lanes,
+    },
+    /// Norm, queries, keys and values, rotation, and the way into the ring, of the token in flight.
+    Qkv {
+        /// How the weights are stored.
+        weight: WeightType,
+        /// How the norm's weights are stored.
+        norm: VectorType,
+        /// A bias to add.
+        bias: Option<VectorType>,
+        /// How work is shared.
+        lanes: Lanes,
+    },
+    /// Norm, gate, up, and their joining, of the token in flight.
+    GateUp {
+        /// How the weights are stored.
+        weight: WeightType,
+        /// How the norm's weights are stored.
+        norm: VectorType,
+        /// How work is shared.
+        lanes: Lanes,
+    },
     /// Rotates queries and keys, stores keys and values as f16.
     Rope(KvTarget),
     /// Chunk scratch into the rings.
@@ -112,6 +186,8 @@ pub enum Kernel {
     Swiglu,
     /// The next token, greedily.
     Argmax,
+    /// The next token, by chance or after penalties.
+    Sample,
 }
 
 /// How a kernel uses a buffer.
@@ -241,6 +317,9 @@ impl Kernel {
             Self::RmsNorm(_) => "rms_norm",
             Self::Matmul { .. } => "matmul",
             Self::Matvec { .. } => "matvec",
+            Self::Project { .. } => "project",
+            Self::Qkv { .. } => "qkv",
+            Self::GateUp { .. } => "gate_up",
             Self::Rope(_) => "rope",
             Self::KvCommit => "kv_commit",
             Self::AttentionPrefill => "attention_prefill",
@@ -248,7 +327,21 @@ impl Kernel {
             Self::MergeLse => "merge_lse",
             Self::Swiglu => "swiglu",
             Self::Argmax => "argmax",
+            Self::Sample => "sample",
         }
+    }
+
+    /// Whether the source depends on the model's heads: the others are the same for every model.
+    pub const fn depends_on_heads(self) -> bool {
+        matches!(
+            self,
+            Self::Qkv { .. }
+                | Self::Rope(_)
+                | Self::KvCommit
+                | Self::AttentionPrefill
+                | Self::AttentionDecode
+                | Self::MergeLse
+        )
     }
 
     /// Stem and variant, for labels and file names.
@@ -265,6 +358,36 @@ impl Kernel {
                     if add { ".add" } else { "" }
                 )
             }
+            Self::Project {
+                weight,
+                norm,
+                add,
+                lanes,
+            } => {
+                let norm = norm.map_or(String::new(), |vector| format!(".norm_{}", vector.name()));
+                let add = if add { ".add" } else { "" };
+                format!("{stem}.{}{norm}{add}.{}", weight.name(), lanes.name())
+            }
+            Self::Qkv {
+                weight,
+                norm,
+                bias,
+                lanes,
+            } => {
+                let bias = bias.map_or(String::new(), |vector| format!(".bias_{}", vector.name()));
+                let (weight, norm) = (weight.name(), norm.name());
+                format!("{stem}.{weight}.norm_{norm}{bias}.{}", lanes.name())
+            }
+            Self::GateUp {
+                weight,
+                norm,
+                lanes,
+            } => format!(
+                "{stem}.{}.norm_{}.{}",
+                weight.name(),
+                norm.name(),
+                lanes.name()
+            ),
             Self::Rope(KvTarget::Chunk) => format!("{stem}.chunk"),
             Self::Rope(KvTarget::Ring) => format!("{stem}.ring"),
             _ => stem.to_owned(),
@@ -274,8 +397,11 @@ impl Kernel {
     /// Threads of a workgroup.
     pub const fn workgroup_size(self) -> u32 {
         match self {
+            Self::Project { lanes, .. } | Self::Qkv { lanes, .. } | Self::GateUp { lanes, .. } => {
+                lanes.threads()
+            }
             Self::AttentionDecode => 128,
-            Self::Argmax => 256,
+            Self::Argmax | Self::Sample => 256,
             _ => 64,
         }
     }
@@ -321,6 +447,37 @@ impl Kernel {
                 if bias.is_some() {
                     add(6, "vector", Read);
                 }
+            }
+            Self::Project { norm, .. } => {
+                add(0, "params", Uniform);
+                add(1, "state", Read);
+                add(2, "x", Read);
+                add(3, "values", Read);
+                add(4, "y", ReadWrite);
+                add(5, "words", Read);
+                if norm.is_some() {
+                    add(6, "vector", Read);
+                }
+            }
+            Self::GateUp { .. } => {
+                add(0, "params", Uniform);
+                add(1, "state", Read);
+                add(2, "x", Read);
+                add(3, "values", Read);
+                add(4, "y", ReadWrite);
+                add(5, "words", Read);
+            }
+            Self::Qkv { .. } => {
+                add(0, "params", Uniform);
+                add(1, "state", Read);
+                add(2, "x", Read);
+                add(3, "values", Read);
+                add(4, "table", Read);
+                add(5, "words", Read);
+                add(6, "q", ReadWrite);
+                add(7, "k_ring", ReadWrite);
+                add(8, "v_ring", ReadWrite);
+                add(9, "spans", Uniform);
             }
             Self::Rope(target) => {
                 add(1, "state", Read);
@@ -372,12 +529,16 @@ impl Kernel {
                 add(2, "gate", ReadWrite);
                 add(3, "up", Read);
             }
-            Self::Argmax => {
+            Self::Argmax | Self::Sample => {
                 add(0, "params", Uniform);
                 add(1, "state", ReadWrite);
                 add(2, "logits", Read);
                 add(3, "tokens", ReadWrite);
                 add(4, "ids", ReadWrite);
+                add(5, "stops", Read);
+                if self == Self::Sample {
+                    add(6, "counts", ReadWrite);
+                }
             }
         }
         list

@@ -9,7 +9,7 @@ mod kernel;
 
 pub use assemble::permutations;
 pub use kernel::{
-    Access, Binding, CHECKED_SHAPES, HeadShape, Kernel, KvTarget, ShapeError, VectorType,
+    Access, Binding, CHECKED_SHAPES, HeadShape, Kernel, KvTarget, Lanes, ShapeError, VectorType,
     WeightType,
 };
 

@@ -40,6 +40,9 @@ fn dot8(words: vec4<u32>, head: u32, channel8: u32) -> f32 {
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    if (state.len == 0u) {
+        return;
+    }
     let item = items[group.x];
     let span = spans[item.kv_head];
     let q_pos = state.start;

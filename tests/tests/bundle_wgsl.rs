@@ -46,12 +46,9 @@ fn tokens(folder: &Path, plan: Option<&str>) -> Result<Vec<u32>, BundleError> {
         stop: &[],
         batch: 8,
     };
-    let generated = block_on(generate(
-        &mut engine,
-        &request,
-        &mut Sampler::greedy(),
-        |_| true,
-    ))?;
+    let generated = block_on(generate(&mut engine, &request, &Sampler::greedy(), |_| {
+        true
+    }))?;
     Ok(generated.tokens)
 }
 

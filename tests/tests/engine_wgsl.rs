@@ -119,6 +119,7 @@ fn chunks_and_turns_give_the_same_logits() {
         CONTEXT,
         EngineOptions {
             prefill_chunk: Some(PREFILL_CHUNK),
+            ..EngineOptions::default()
         },
     );
     let mut whole = Vec::new();
@@ -486,7 +487,7 @@ fn generation_stops_where_it_should() {
     let model = model(DType::F32);
     let prompt = ids(8, 40, model.config().vocab_size);
     let mut engine = model.engine(100, EngineOptions::default());
-    let mut run = |batch, stop: &[u32], max_tokens, sampler: &mut Sampler, abort_after: usize| {
+    let mut run = |batch, stop: &[u32], max_tokens, sampler: &Sampler, abort_after: usize| {
         engine.reset();
         let request = Request {
             prompt: &prompt,
@@ -507,7 +508,7 @@ fn generation_stops_where_it_should() {
             engine.pending(),
         )
     };
-    let greedy = &mut Sampler::greedy();
+    let greedy = &Sampler::greedy();
     let (all, reason, len, pending) = run(1, &[], 20, greedy, usize::MAX);
     assert_eq!((all.len(), reason, len), (20, StopReason::Length, 59));
     assert_eq!(pending, all.last().copied());
@@ -547,8 +548,8 @@ fn generation_stops_where_it_should() {
         ..SamplingOptions::default()
     };
     let mut sampled = |seed| {
-        let mut sampler = Sampler::new(SamplingOptions { seed, ..options }).unwrap();
-        run(8, &[], 12, &mut sampler, usize::MAX).0
+        let sampler = Sampler::new(SamplingOptions { seed, ..options }).unwrap();
+        run(8, &[], 12, &sampler, usize::MAX).0
     };
     assert_eq!(sampled(3), sampled(3));
     assert_ne!(sampled(3), sampled(4));

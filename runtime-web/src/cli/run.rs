@@ -25,8 +25,8 @@ pub(super) struct GenerateArgs {
     /// Tokens to generate at most.
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_tokens: u32,
-    /// Greedy tokens in one submit.
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    /// Tokens in one submit at most.
+    #[arg(long, value_name = "N", default_value_t = 32)]
     batch: u32,
     /// Go on after the tokens that end a text.
     #[arg(long)]
@@ -46,16 +46,28 @@ pub(super) struct GenerateArgs {
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Divide the logits of tokens in the text.
+    #[arg(long, default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// Take this off the logits of generated tokens.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f64,
+    /// The same for each time that they were generated.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f64,
 }
 
 pub(super) fn generate(args: &GenerateArgs) -> Result<String, CliError> {
     let ids = read_ids(&args.ids)?;
-    let mut sampler = Sampler::new(SamplingOptions {
+    let sampler = Sampler::new(SamplingOptions {
         temperature: args.temperature,
         top_k: args.top_k,
         top_p: args.top_p,
         min_p: args.min_p,
         seed: args.seed,
+        repetition_penalty: args.repetition_penalty,
+        presence_penalty: args.presence_penalty,
+        frequency_penalty: args.frequency_penalty,
     })?;
     let bundle = Bundle::open(&args.engine.bundle)?;
     let plan = bundle.plan(args.engine.plan.as_deref())?;
@@ -82,7 +94,7 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<String, CliError> {
     let generated = pollster::block_on(generate_tokens(
         &mut engine,
         &request,
-        &mut sampler,
+        &sampler,
         |progress| {
             if let Progress::Prefilled { .. } = progress {
                 prefill_secs = started.elapsed().as_secs_f64();
@@ -132,6 +144,7 @@ pub(super) fn make_engine(
     };
     let options = EngineOptions {
         prefill_chunk: args.prefill_chunk,
+        ..EngineOptions::default()
     };
     Ok(pollster::block_on(
         bundle.engine(plan, context, gpu, options),

@@ -6,8 +6,10 @@
 
 mod attention;
 mod cache;
+mod fused;
 mod matrices;
 mod rows;
+mod sampling;
 
 use moa_mask::abi::StepState;
 
@@ -17,7 +19,7 @@ pub(crate) fn state(start: u32, len: u32) -> [u32; 4] {
         start,
         len,
         step: 0,
-        reserved: 0,
+        stopped: 0,
     })
 }
 

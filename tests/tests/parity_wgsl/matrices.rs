@@ -22,7 +22,12 @@ const SHAPE: HeadShape = HeadShape {
 };
 
 /// A random piece in `weight`'s type, and what its bytes mean.
-fn piece(random: &mut Random, weight: WeightType, rows: u32, cols: u32) -> (Vec<u8>, Vec<f64>) {
+pub(crate) fn piece(
+    random: &mut Random,
+    weight: WeightType,
+    rows: u32,
+    cols: u32,
+) -> (Vec<u8>, Vec<f64>) {
     let values = random.spiked((rows * cols) as usize, 0.5);
     let (dtype, stored) = match weight {
         WeightType::Q4 => (moa_format::DType::Q4, moa_reference::weights::Stored::Q4),

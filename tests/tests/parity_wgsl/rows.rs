@@ -122,12 +122,18 @@ fn the_largest_logit_is_chosen_and_the_step_advances() {
         let mut with_nan = plain.clone();
         with_nan[first] = f32::NAN;
         let all_nan = vec![f32::NAN; vocab as usize];
-        for logits in [plain, tied, with_nan, all_nan] {
+        for (logits, stopped) in [
+            (&plain, 0),
+            (&tied, 0),
+            (&with_nan, 0),
+            (&all_nan, 0),
+            (&plain, 1),
+        ] {
             let before = StepState {
                 start: 40,
                 len: 1,
                 step: 2,
-                reserved: 9,
+                stopped,
             };
             let outputs = test_gpu().run(
                 Kernel::Argmax,
@@ -136,19 +142,33 @@ fn the_largest_logit_is_chosen_and_the_step_advances() {
                 &[
                     ("params", Data::Bytes(bytes_of(&row_params(vocab, false)))),
                     ("state", Data::U32(&bytemuck::cast::<_, [u32; 4]>(before))),
-                    ("logits", Data::F32(&logits)),
+                    ("logits", Data::F32(&whole_vectors(logits))),
                     ("tokens", Data::Poison(3)),
                     ("ids", Data::Poison(4)),
+                    ("stops", Data::U32(&[0; 3])),
                 ],
             );
-            let expected = moa_reference::argmax::argmax(&logits);
+            if stopped == 1 {
+                assert_eq!(outputs["tokens"], [POISON; 3], "the text has ended");
+                assert_eq!(outputs["ids"], [POISON; 4]);
+                assert_eq!(outputs["state"], [40, 1, 2, 1]);
+                continue;
+            }
+            let expected = moa_reference::argmax::argmax(logits);
             assert_eq!(outputs["tokens"], [expected, POISON, POISON]);
             assert_eq!(outputs["ids"], [POISON, POISON, expected, POISON]);
             assert_eq!(
                 outputs["state"],
-                [41, 1, 3, 9],
+                [41, 1, 3, 0],
                 "past the tokens in flight, one more chosen"
             );
         }
     }
+}
+
+/// The logits, and NaN up to whole vectors.
+pub(crate) fn whole_vectors(logits: &[f32]) -> Vec<f32> {
+    let mut logits = logits.to_vec();
+    logits.resize(logits.len().next_multiple_of(4), f32::NAN);
+    logits
 }

@@ -1,0 +1,314 @@
+//! Decode's dispatches with several operations each: norms, biases, rotation, the way into the ring, gates and
+//! residuals inside the projections. Six to a layer: qkv, attention in parts, their joining, o_proj, gate and up, down.
+//!
+//! A fused kernel binds one window of a weight buffer and finds its tensors by their places. Where tensors do not
+//! share a window or a type, the separate kernels of `program` take their part; nothing else differs.
+
+use bytemuck::bytes_of;
+use moa_format::{FINAL_NORM, TensorEntry, layer_tensor};
+use moa_mask::abi::{GateUpParams, ProjectParams, QkvParams};
+use moa_shaders::{Kernel, KvTarget, Lanes, VectorType, WeightType};
+
+use crate::buffers::LayerCache;
+use crate::error::Result;
+use crate::program::{Builder, Grid, Step};
+use crate::setup::{vector_type, weight_type};
+use crate::weights::{Places, Window};
+
+/// Rows of a matrix from which on 16 threads share four of them: enough workgroups for every core even so.
+const NARROW_ROWS: u32 = 8192;
+
+/// A product with the token in flight, perhaps normalized, perhaps added to what is there.
+pub(crate) struct Projection<'a> {
+    pub(crate) x: &'a wgpu::Buffer,
+    pub(crate) y: &'a wgpu::Buffer,
+    pub(crate) norm: Option<&'a str>,
+    pub(crate) add: bool,
+}
+
+fn lanes(rows: u32) -> Lanes {
+    if rows >= NARROW_ROWS {
+        Lanes::Narrow
+    } else {
+        Lanes::Wide
+    }
+}
+
+impl<'a> Builder<'a, '_> {
+    /// The layer for one token; `before` and `after` are the separate dispatches before and after attention.
+    pub(crate) fn fused_layer(
+        &mut self,
+        layer: u32,
+        cache: &LayerCache,
+        before: Vec<Step>,
+        after: Vec<Step>,
+    ) -> Result<Vec<Step>> {
+        let buffers = self.buffers;
+        let name = |part: &str| layer_tensor(layer, part);
+        let mut steps = match self.qkv(layer, cache)? {
+            Some(steps) => steps,
+            None => {
+                let rope = self.rope(KvTarget::Ring, cache, &cache.k, &cache.v);
+                [before, vec![rope]].concat()
+            }
+        };
+        steps.extend(self.attend_decode(cache));
+        steps.extend(self.project(
+            &name("self_attn.o_proj.weight"),
+            &Projection {
+                x: &buffers.attended,
+                y: &buffers.hidden,
+                norm: None,
+                add: true,
+            },
+        )?);
+        match self.gate_up(layer)? {
+            Some(gate_up) => steps.extend(gate_up),
+            None => {
+                // o_proj comes first and down_proj last; between them lie the norm, gate, up and their joining.
+                let o_pieces = self.tensor(&name("self_attn.o_proj.weight"))?.pieces.len();
+                let down_pieces = self.tensor(&name("mlp.down_proj.weight"))?.pieces.len();
+                let middle = after.len() - down_pieces;
+                steps.extend(after.into_iter().take(middle).skip(o_pieces));
+            }
+        }
+        steps.extend(self.project(
+            &name("mlp.down_proj.weight"),
+            &Projection {
+                x: &buffers.gate,
+                y: &buffers.hidden,
+                norm: None,
+                add: true,
+            },
+        )?);
+        Ok(steps)
+    }
+
+    /// Final norm and `lm_head` of the last token in flight.
+    pub(crate) fn fused_logits(&mut self) -> Result<Vec<Step>> {
+        let buffers = self.buffers;
+        self.project(
+            self.setup.config().lm_head(),
+            &Projection {
+                x: &buffers.hidden,
+                y: &buffers.logits,
+                norm: Some(FINAL_NORM),
+                add: false,
+            },
+        )
+    }
+
+    /// One dispatch for as many pieces of a matrix as one binding holds.
+    fn project(&mut self, name: &str, projection: &Projection<'_>) -> Result<Vec<Step>> {
+        let (weights, buffers) = (self.weights, self.buffers);
+        let tensor = self.tensor(name)?;
+        let norm = projection.norm.map(|norm| self.vector(norm)).transpose()?;
+        let kind = norm.as_ref().map(|(kind, _)| *kind);
+        let mut steps = Vec::new();
+        for run in weights.runs(tensor)? {
+            let params = self.params(bytes_of(&ProjectParams {
+                rows: run.rows,
+                cols: run.cols,
+                row_offset: run.row_offset,
+                piece_rows: run.piece_rows,
+                piece_step: run.piece_step,
+                scales_step: run.scales_step,
+                last_scales_step: run.last_scales_step,
+                eps: self.eps(),
+            }));
+            let lanes = lanes(run.rows);
+            let kernel = Kernel::Project {
+                weight: run.weight,
+                norm: kind,
+                add: projection.add,
+                lanes,
+            };
+            let mut bindings = vec![
+                ("params", params.as_entire_buffer_binding()),
+                ("state", buffers.state.as_entire_buffer_binding()),
+                ("x", projection.x.as_entire_buffer_binding()),
+                ("values", run.window.binding.clone()),
+                ("y", projection.y.as_entire_buffer_binding()),
+                ("words", run.window.binding.clone()),
+            ];
+            bindings.extend(norm.clone().map(|(_, vector)| ("vector", vector)));
+            let grid = Grid::Once(run.rows.div_ceil(lanes.rows()));
+            steps.push(self.step_of(kernel, grid, &bindings));
+        }
+        Ok(steps)
+    }
+
+    /// The one piece of a tensor in a window.
+    fn place(&self, window: &Window<'_>, tensor: &TensorEntry) -> Result<Option<Places>> {
+        match tensor.pieces.as_slice() {
+            [piece] => self.weights.places(window, tensor, piece).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Norm to ring, one dispatch for each weight type; nothing where a tensor has several pieces or the tensors
+    /// have no window in common.
+    fn qkv(&mut self, layer: u32, cache: &LayerCache) -> Result<Option<Vec<Step>>> {
+        let name = |part: &str| layer_tensor(layer, part);
+        let norm = self.tensor(&name("input_layernorm.weight"))?;
+        let mut matrices = Vec::new();
+        let mut biases = Vec::new();
+        for part in ["q_proj", "k_proj", "v_proj"] {
+            matrices.push(self.tensor(&name(&format!("self_attn.{part}.weight")))?);
+            if self.setup.config().qkv_bias {
+                biases.push(self.tensor(&name(&format!("self_attn.{part}.bias")))?);
+            }
+        }
+        let kinds: Vec<VectorType> = biases
+            .iter()
+            .map(|tensor| vector_type(tensor))
+            .collect::<Result<_>>()?;
+        let all = [norm]
+            .into_iter()
+            .chain(matrices.iter().copied())
+            .chain(biases.iter().copied());
+        let Some(window) = self.weights.window(all) else {
+            return Ok(None);
+        };
+        let mut places = Vec::new();
+        for tensor in matrices.iter().chain(&biases) {
+            match self.place(&window, tensor)? {
+                Some(place) => places.push(place),
+                None => return Ok(None),
+            }
+        }
+        let Some(norm_place) = self.place(&window, norm)? else {
+            return Ok(None);
+        };
+        if kinds.windows(2).any(|pair| pair[0] != pair[1]) {
+            return Ok(None);
+        }
+        let bias_at = |index: usize| places.get(3 + index).map_or(0, |place| place.values);
+        let shape = self.setup.heads();
+        let quads = |heads: u32| heads * shape.head_dim / 4;
+        let own = [
+            quads(shape.heads),
+            quads(shape.kv_heads),
+            quads(shape.kv_heads),
+        ];
+        let mut steps = Vec::new();
+        for (first, count, weight) in by_type(&matrices, own) {
+            let lanes = lanes(4 * count);
+            let kernel = Kernel::Qkv {
+                weight,
+                norm: vector_type(norm)?,
+                bias: kinds.first().copied(),
+                lanes,
+            };
+            let params = self.params(bytes_of(&QkvParams {
+                q_at: places[0].values,
+                q_scales_at: places[0].scales,
+                q_bias_at: bias_at(0),
+                k_at: places[1].values,
+                k_scales_at: places[1].scales,
+                k_bias_at: bias_at(1),
+                v_at: places[2].values,
+                v_scales_at: places[2].scales,
+                v_bias_at: bias_at(2),
+                norm_at: norm_place.values,
+                cols: matrices[0].cols,
+                eps: self.eps(),
+                first_quad: first,
+                quads: count,
+                reserved_0: 0,
+                reserved_1: 0,
+            }));
+            let buffers = self.buffers;
+            let bindings = [
+                ("params", params.as_entire_buffer_binding()),
+                ("state", buffers.state.as_entire_buffer_binding()),
+                ("x", buffers.hidden.as_entire_buffer_binding()),
+                ("values", window.binding.clone()),
+                ("table", buffers.rope.as_entire_buffer_binding()),
+                ("words", window.binding.clone()),
+                ("q", buffers.q.as_entire_buffer_binding()),
+                ("k_ring", cache.k.as_entire_buffer_binding()),
+                ("v_ring", cache.v.as_entire_buffer_binding()),
+                ("spans", cache.spans.as_entire_buffer_binding()),
+            ];
+            let grid = Grid::Once((4 * count).div_ceil(lanes.rows()));
+            steps.push(self.step_of(kernel, grid, &bindings));
+        }
+        Ok(Some(steps))
+    }
+
+    /// Norm, gate, up and their joining, one dispatch a piece; nothing where the two matrices are not cut alike, not
+    /// of one type, or share no window with the norm.
+    fn gate_up(&mut self, layer: u32) -> Result<Option<Vec<Step>>> {
+        let name = |part: &str| layer_tensor(layer, part);
+        let norm = self.tensor(&name("post_attention_layernorm.weight"))?;
+        let gate = self.tensor(&name("mlp.gate_proj.weight"))?;
+        let up = self.tensor(&name("mlp.up_proj.weight"))?;
+        let alike = gate.dtype == up.dtype
+            && gate.pieces.len() == up.pieces.len()
+            && gate
+                .pieces
+                .iter()
+                .zip(&up.pieces)
+                .all(|(gate, up)| gate.rows == up.rows);
+        let Some(window) = self.weights.window([norm, gate, up]).filter(|_| alike) else {
+            return Ok(None);
+        };
+        let Some(norm_place) = self.place(&window, norm)? else {
+            return Ok(None);
+        };
+        let mut steps = Vec::new();
+        for ((rows, gate_piece), up_piece) in gate.row_ranges().zip(&up.pieces) {
+            let gate_place = self.weights.places(&window, gate, gate_piece)?;
+            let up_place = self.weights.places(&window, up, up_piece)?;
+            let count = rows.end - rows.start;
+            let lanes = lanes(2 * count);
+            let params = self.params(bytes_of(&GateUpParams {
+                gate_at: gate_place.values,
+                gate_scales_at: gate_place.scales,
+                up_at: up_place.values,
+                up_scales_at: up_place.scales,
+                norm_at: norm_place.values,
+                cols: gate.cols,
+                eps: self.eps(),
+                rows: count,
+                row_offset: rows.start,
+                reserved_0: 0,
+                reserved_1: 0,
+                reserved_2: 0,
+            }));
+            let kernel = Kernel::GateUp {
+                weight: weight_type(gate.dtype),
+                norm: vector_type(norm)?,
+                lanes,
+            };
+            let buffers = self.buffers;
+            let bindings = [
+                ("params", params.as_entire_buffer_binding()),
+                ("state", buffers.state.as_entire_buffer_binding()),
+                ("x", buffers.hidden.as_entire_buffer_binding()),
+                ("values", window.binding.clone()),
+                ("y", buffers.gate.as_entire_buffer_binding()),
+                ("words", window.binding.clone()),
+            ];
+            let grid = Grid::Once((2 * count).div_ceil(lanes.rows()));
+            steps.push(self.step_of(kernel, grid, &bindings));
+        }
+        Ok(Some(steps))
+    }
+}
+
+/// Neighbouring matrices of one type together: first quad, quads, type.
+fn by_type(matrices: &[&TensorEntry], quads: [u32; 3]) -> Vec<(u32, u32, WeightType)> {
+    let mut list: Vec<(u32, u32, WeightType)> = Vec::new();
+    let mut first = 0;
+    for (matrix, count) in matrices.iter().zip(quads) {
+        let weight = weight_type(matrix.dtype);
+        match list.last_mut() {
+            Some((_, quads, last)) if *last == weight => *quads += count,
+            _ => list.push((first, count, weight)),
+        }
+        first += count;
+    }
+    list
+}

@@ -1,0 +1,45 @@
+// y = silu(Wg norm(x)) * (Wu norm(x)): the token in flight through the first half of the feed-forward network.
+//
+// x  [cols] f32                 values, words  the binding with a piece of each matrix and the norm
+// y  [whole rows] f32, written at [row_offset, row_offset + rows)
+// Grid: (ceil(rows / (2 * THREADS / LANES))); LANES threads give two rows of either matrix.
+// Numerics: f32; exp is held below overflow, where silu is 0 to f32 anyway. Twin: reference/src/gate_up.rs.
+
+@group(0) @binding(0) var<uniform> params: GateUpParams;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    if (state.len == 0u) {
+        return;
+    }
+    let first_row = 2u * (group.x * (THREADS / LANES) + thread / LANES);
+    // Rows past the end are computed again and not stored.
+    let row = min(vec4<u32>(first_row) + vec4<u32>(0u, 1u, 0u, 1u), vec4<u32>(params.rows - 1u));
+    let at = vec4<u32>(params.gate_at, params.gate_at, params.up_at, params.up_at);
+    let scales_at = vec4<u32>(
+        params.gate_scales_at,
+        params.gate_scales_at,
+        params.up_scales_at,
+        params.up_scales_at,
+    );
+    let sums = four_rows(
+        thread,
+        row_values(at, row, params.cols),
+        row_scales(scales_at, row, params.cols),
+        params.cols,
+        0u,
+        params.norm_at,
+        params.eps,
+    );
+    if (thread % LANES == 0u) {
+        let gate = sums.xy;
+        let value = gate / (1.0 + exp(min(-gate, vec2<f32>(80.0)))) * sums.zw;
+        if (first_row < params.rows) {
+            y[params.row_offset + first_row] = value.x;
+        }
+        if (first_row + 1u < params.rows) {
+            y[params.row_offset + first_row + 1u] = value.y;
+        }
+    }
+}

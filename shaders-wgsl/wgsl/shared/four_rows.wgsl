@@ -1,0 +1,122 @@
+// Four rows of weights against one token, with the norm in the load: what `project`, `qkv` and `gate_up` share.
+//
+// LANES threads share four rows, so THREADS / LANES sets of four rows make a workgroup. The inputs go through
+// workgroup memory in tiles of 2,048 columns, [vector of a group][group], so that neighbouring lanes, which take
+// neighbouring groups of 32 columns, read neighbouring vectors. Each input is multiplied with the norm's weight on its
+// way, and the sum of squares is taken along: every workgroup finds the root of the mean square by itself.
+// The block after the current one is already on its way while the current one is multiplied.
+
+@group(0) @binding(1) var<storage, read> state: StepState;
+@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> words: array<u32>; // the same bytes as `values`: scales, norms, biases
+
+const WORDS_PER_PLACE: u32 = PLACE_BYTES / 4u;
+const TILE_GROUPS: u32 = 64u;
+// One vector more than groups, so that a group's vectors fall into different banks.
+const TILE_STRIDE: u32 = TILE_GROUPS + 1u;
+
+var<workgroup> tile: array<vec4<f32>, 520>;
+var<workgroup> partials: array<vec4<f32>, THREADS>;
+var<workgroup> squares: array<f32, THREADS>;
+
+// The products of the rows that begin at these indices of `values` and of the scales with the token whose inputs
+// begin at first_input, divided by the root of the mean square where there is a norm. Only lane 0 of a set gets them.
+fn four_rows(
+    thread: u32,
+    values_at: vec4<u32>,
+    scales_at: vec4<u32>,
+    cols: u32,
+    first_input: u32,
+    norm_at: u32,
+    eps: f32,
+) -> vec4<f32> {
+    let cols4 = cols / 4u;
+    let groups = (cols4 + 7u) / 8u;
+    let lane = thread % LANES;
+    let first = min(lane, groups - 1u);
+    var block_0 = load_block(values_at.x, scales_at.x, first);
+    var block_1 = load_block(values_at.y, scales_at.y, first);
+    var block_2 = load_block(values_at.z, scales_at.z, first);
+    var block_3 = load_block(values_at.w, scales_at.w, first);
+    var sums = vec4<f32>(0.0);
+    var square_sum = 0.0;
+    for (var tile_first = 0u; tile_first < groups; tile_first += TILE_GROUPS) {
+        let tile_groups = min(groups - tile_first, TILE_GROUPS);
+        workgroupBarrier();
+        for (var index = thread; index < 8u * tile_groups; index += THREADS) {
+            let col4 = 8u * tile_first + index;
+            var value = vec4<f32>(0.0);
+            if (col4 < cols4) {
+                value = x[first_input + col4];
+                if (NORM) {
+                    square_sum += dot(value, value);
+                    value *= norm4(norm_at, col4);
+                }
+            }
+            tile[(index % 8u) * TILE_STRIDE + index / 8u] = value;
+        }
+        workgroupBarrier();
+        for (var in_tile = lane; in_tile < tile_groups; in_tile += LANES) {
+            let group = tile_first + in_tile;
+            let next = min(group + LANES, groups - 1u);
+            let next_0 = load_block(values_at.x, scales_at.x, next);
+            let next_1 = load_block(values_at.y, scales_at.y, next);
+            let next_2 = load_block(values_at.z, scales_at.z, next);
+            let next_3 = load_block(values_at.w, scales_at.w, next);
+            let inputs = array<vec4<f32>, 8>(
+                tile[in_tile],
+                tile[TILE_STRIDE + in_tile],
+                tile[2u * TILE_STRIDE + in_tile],
+                tile[3u * TILE_STRIDE + in_tile],
+                tile[4u * TILE_STRIDE + in_tile],
+                tile[5u * TILE_STRIDE + in_tile],
+                tile[6u * TILE_STRIDE + in_tile],
+                tile[7u * TILE_STRIDE + in_tile],
+            );
+            let total = ((inputs[0] + inputs[1]) + (inputs[2] + inputs[3]))
+                + ((inputs[4] + inputs[5]) + (inputs[6] + inputs[7]));
+            let input_sum = (total.x + total.y) + (total.z + total.w);
+            sums += vec4<f32>(
+                dot_block(block_0, cols, group, inputs, input_sum),
+                dot_block(block_1, cols, group, inputs, input_sum),
+                dot_block(block_2, cols, group, inputs, input_sum),
+                dot_block(block_3, cols, group, inputs, input_sum),
+            );
+            block_0 = next_0;
+            block_1 = next_1;
+            block_2 = next_2;
+            block_3 = next_3;
+        }
+    }
+
+    // Eight sums a set, then one; the same for the squares of the whole workgroup.
+    partials[thread] = sums;
+    squares[thread] = square_sum;
+    workgroupBarrier();
+    if (lane < 8u) {
+        for (var other = lane + 8u; other < LANES; other += 8u) {
+            sums += partials[thread - lane + other];
+        }
+        partials[thread] = sums;
+    }
+    if (NORM && thread < 8u) {
+        for (var other = thread + 8u; other < THREADS; other += 8u) {
+            square_sum += squares[other];
+        }
+        squares[thread] = square_sum;
+    }
+    workgroupBarrier();
+    if (lane == 0u) {
+        for (var other = 1u; other < 8u; other += 1u) {
+            sums += partials[thread + other];
+        }
+        if (NORM) {
+            var total = 0.0;
+            for (var other = 0u; other < 8u; other += 1u) {
+                total += squares[other];
+            }
+            sums *= 1.0 / sqrt(total / f32(cols) + eps);
+        }
+    }
+    return sums;
+}

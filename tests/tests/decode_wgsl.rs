@@ -1,0 +1,292 @@
+//! Decoding on a device with default limits: how many dispatches it takes, that fused and separate kernels agree,
+//! batches in flight, stop tokens, and draws that depend on nothing but the seed and the text.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+#![expect(clippy::print_stdout, reason = "measured errors, for docs/kernels.md")]
+
+use moa_format::DType;
+use moa_reference::compare::{Tolerance, compare};
+use moa_reference::sample::{Choice, Seen, sample};
+use moa_runtime_web::{DecodeKernels, Engine, EngineOptions, Sampler, SamplingOptions};
+use moa_tests::random::Random;
+use moa_tests::tiny::{self, TinyModel};
+use pollster::block_on;
+
+const CONTEXT: u32 = 300;
+/// The same sums in another order, through f16 caches.
+const REORDERED: Tolerance = Tolerance::new(4e-3, 1e-3);
+
+fn ids(seed: u64, count: usize) -> Vec<u32> {
+    let mut random = Random::new(seed);
+    (0..count).map(|_| random.below(300)).collect()
+}
+
+fn model(dtype: DType) -> TinyModel {
+    let config = tiny::config(3, 3);
+    let plan = tiny::plan(&config, 8, &[24, 1024, 150, 60, 9]);
+    TinyModel::new(config, plan, dtype, DType::F32, 1)
+}
+
+fn prefill(engine: &mut Engine, ids: &[u32]) {
+    let mut taken = 0;
+    while taken < ids.len() {
+        taken += block_on(engine.prefill(&ids[taken..])).expect("ids that fit");
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn a_layer_takes_six_dispatches() {
+    let dispatches = |model: &TinyModel, decode_kernels| {
+        let options = EngineOptions {
+            decode_kernels,
+            ..EngineOptions::default()
+        };
+        model.engine(CONTEXT, options).dispatches_per_token()
+    };
+    let extras = tiny::config_with_extras();
+    let plan = tiny::plan(&extras, 8, &[24]);
+    let with_biases = TinyModel::new(extras, plan, DType::Q4, DType::F16, 1);
+    for model in [&model(DType::Q4), &model(DType::F32), &with_biases] {
+        // Three layers, and embedding, lm_head with its norm, and the choice.
+        assert_eq!(dispatches(model, DecodeKernels::Fused), 3 * 6 + 3);
+        assert_eq!(dispatches(model, DecodeKernels::Separate), 3 * 13 + 4);
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn fused_and_separate_kernels_agree() {
+    let extras = tiny::config_with_extras();
+    let plan = tiny::plan(&extras, 8, &[40, 300, 16]);
+    for (name, model) in [
+        ("q4", model(DType::Q4)),
+        ("f16", model(DType::F16)),
+        (
+            "q8, biases",
+            TinyModel::new(extras, plan, DType::Q8, DType::F16, 2),
+        ),
+    ] {
+        let run = |decode_kernels| {
+            let options = EngineOptions {
+                decode_kernels,
+                ..EngineOptions::default()
+            };
+            let mut engine = model.engine(CONTEXT, options);
+            // Token by token through the cache, wrapped rings included: the prompt is short on purpose.
+            prefill(&mut engine, &ids(3, 40));
+            let chosen = block_on(engine.decode(32)).unwrap();
+            engine.rewind(31).unwrap();
+            prefill(&mut engine, &ids(4, 31));
+            block_on(engine.decode(2)).unwrap();
+            (chosen, block_on(engine.logits()).unwrap())
+        };
+        let (separate_ids, separate) = run(DecodeKernels::Separate);
+        let (fused_ids, fused) = run(DecodeKernels::Fused);
+        let error = compare(&fused, &separate, REORDERED).assert(name);
+        println!("fused against separate, {name}: {error:.2e}");
+        assert_eq!(fused_ids[..8], separate_ids[..8], "{name}");
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn batches_in_flight_give_what_single_tokens_give() {
+    let model = model(DType::Q8);
+    let mut engine = model.engine(CONTEXT, EngineOptions::default());
+    let prompt = ids(5, 70);
+    let greedy = Sampler::greedy();
+    prefill(&mut engine, &prompt);
+    let single: Vec<u32> = (0..40)
+        .map(|_| block_on(engine.decode(1)).unwrap()[0])
+        .collect();
+    let last = block_on(engine.logits()).unwrap();
+
+    engine.reset();
+    prefill(&mut engine, &prompt);
+    engine.begin(20, &greedy).unwrap();
+    engine.begin(13, &greedy).unwrap();
+    engine.begin(7, &greedy).unwrap();
+    assert_eq!((engine.in_flight(), engine.len()), (3, 70 + 39));
+    assert_eq!(
+        engine.begin(1, &greedy).unwrap_err().code(),
+        "bad-argument",
+        "no fourth"
+    );
+    assert_eq!(engine.rewind(1).unwrap_err().code(), "bad-argument");
+    assert_eq!(
+        block_on(engine.prefill(&[1])).unwrap_err().code(),
+        "bad-argument"
+    );
+    assert_eq!(
+        block_on(engine.logits()).unwrap_err().code(),
+        "bad-argument"
+    );
+    let mut together = Vec::new();
+    while engine.in_flight() > 0 {
+        together.extend(block_on(engine.collect()).unwrap());
+    }
+    assert_eq!(together, single);
+    assert_eq!(engine.pending(), single.last().copied());
+    assert_eq!(block_on(engine.logits()).unwrap(), last, "bit for bit");
+    assert_eq!(
+        block_on(engine.collect()).unwrap_err().code(),
+        "bad-argument"
+    );
+
+    // No more in flight than can be taken back; a reset forgets them.
+    engine.reset();
+    prefill(&mut engine, &prompt);
+    engine.begin(32, &greedy).unwrap();
+    assert_eq!(
+        engine.begin(33, &greedy).unwrap_err().code(),
+        "bad-argument"
+    );
+    engine.begin(32, &greedy).unwrap();
+    assert_eq!(engine.begin(1, &greedy).unwrap_err().code(), "bad-argument");
+    engine.reset();
+    prefill(&mut engine, &prompt);
+    assert_eq!(block_on(engine.decode(32)).unwrap(), single[..32]);
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn a_stop_token_stops_the_device() {
+    let model = model(DType::F16);
+    let mut engine = model.engine(CONTEXT, EngineOptions::default());
+    let prompt = ids(6, 50);
+    prefill(&mut engine, &prompt);
+    let all = block_on(engine.decode(32)).unwrap();
+    let at = (1..32).find(|&at| !all[..at].contains(&all[at])).unwrap();
+    let stop = all[at];
+    engine.rewind(31).unwrap();
+    prefill(&mut engine, &prompt[49..]);
+    engine.rewind(1).unwrap();
+
+    for greedy in [
+        Sampler::greedy(),
+        Sampler::new(SamplingOptions {
+            top_k: 1,
+            temperature: 1.0,
+            ..SamplingOptions::default()
+        })
+        .unwrap(),
+    ] {
+        engine.reset();
+        prefill(&mut engine, &prompt);
+        engine
+            .set_stop(&[7_u32.wrapping_add(stop) % 300, stop])
+            .unwrap();
+        engine.begin(32, &greedy).unwrap();
+        engine.begin(8, &greedy).unwrap();
+        let ids = block_on(engine.collect()).unwrap();
+        let end = ids.iter().position(|&id| id == stop).unwrap();
+        assert_eq!(ids, all[..ids.len()]);
+        assert_eq!(end + 1, ids.len(), "nothing after it");
+        assert_eq!(engine.in_flight(), 0, "the batch after it is dropped");
+        assert_eq!(
+            (engine.len() as usize, engine.pending()),
+            (50 + end, Some(stop))
+        );
+        // The stop token may be fed all the same, and the text goes on as if it had never stopped.
+        engine.set_stop(&[]).unwrap();
+        let rest = block_on(engine.decode(4)).unwrap();
+        assert_eq!(rest, all[ids.len()..ids.len() + 4]);
+    }
+    assert_eq!(
+        engine.set_stop(&[0; 16]).unwrap_err().code(),
+        "bad-argument"
+    );
+    assert_eq!(engine.set_stop(&[300]).unwrap_err().code(), "bad-token");
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn draws_depend_on_seed_and_text_alone() {
+    let model = model(DType::Q4);
+    let mut engine = model.engine(CONTEXT, EngineOptions::default());
+    let prompt = ids(8, 60);
+    let options = SamplingOptions {
+        temperature: 0.9,
+        top_p: 0.95,
+        seed: 42,
+        repetition_penalty: 1.2,
+        presence_penalty: 0.3,
+        frequency_penalty: 0.1,
+        ..SamplingOptions::default()
+    };
+    let sampler = Sampler::new(options).unwrap();
+    prefill(&mut engine, &prompt);
+    let whole = block_on(engine.decode_sampled(24, &sampler)).unwrap();
+    // In other batches, in flight, after a rewind, and token by token.
+    engine.reset();
+    prefill(&mut engine, &prompt);
+    let mut parts = Vec::new();
+    engine.begin(5, &sampler).unwrap();
+    engine.begin(9, &sampler).unwrap();
+    parts.extend(block_on(engine.collect()).unwrap());
+    parts.extend(block_on(engine.collect()).unwrap());
+    while parts.len() < 24 {
+        parts.push(block_on(engine.sample(&sampler)).unwrap());
+    }
+    assert_eq!(parts, whole);
+    let other = Sampler::new(SamplingOptions {
+        seed: 43,
+        ..options
+    })
+    .unwrap();
+    engine.reset();
+    prefill(&mut engine, &prompt);
+    assert_ne!(block_on(engine.decode_sampled(24, &other)).unwrap(), whole);
+
+    // Each of them is the twin's choice for the logits that led to it.
+    engine.reset();
+    prefill(&mut engine, &prompt);
+    let mut seen = vec![Seen::default(); 300];
+    prompt
+        .iter()
+        .for_each(|&id| seen[id as usize].in_prompt = true);
+    let choice = Choice {
+        temperature: 0.9,
+        top_k: 0,
+        top_p: (0.95 * 2f64.powi(32)) as u32,
+        min_weight: 0,
+        seed: 42,
+        repetition: 1.2,
+        presence: 0.3,
+        frequency: 0.1,
+    };
+    let mut clear = 0;
+    for (&id, position) in whole.iter().zip(60..) {
+        let logits = block_on(engine.logits()).unwrap();
+        let chosen = sample(&logits, &seen, choice, position);
+        if chosen.margin > 1e-4 {
+            assert_eq!(chosen.id, id, "at {position}");
+            clear += 1;
+        }
+        assert_eq!(block_on(engine.sample(&sampler)).unwrap(), id);
+        seen[id as usize].generated += 1;
+    }
+    assert!(clear > 20, "{clear} of 24 were clear");
+    // Penalties cannot begin behind batches that nobody counted.
+    engine.begin(2, &Sampler::greedy()).unwrap();
+    assert_eq!(
+        engine.begin(2, &sampler).unwrap_err().code(),
+        "bad-argument"
+    );
+}

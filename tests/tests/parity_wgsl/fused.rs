@@ -1,0 +1,440 @@
+//! The fused kernels of decode: several tensors in one binding, norms in the load, rotation and residuals at the end.
+
+use bytemuck::{bytes_of, cast_slice};
+use moa_mask::abi::{GateUpParams, PLACE_BYTES, ProjectParams, QkvParams};
+use moa_reference::compare::{Tolerance, compare};
+use moa_reference::gate_up::gate_up;
+use moa_reference::project::{Norm, project};
+use moa_reference::qkv::{Projection, qkv};
+use moa_shaders::{HeadShape, Kernel, Lanes, VectorType, WeightType};
+use moa_tests::attention::{packed, unpacked};
+use moa_tests::cases;
+use moa_tests::gpu::{Data, POISON, floats, test_gpu};
+use moa_tests::random::Random;
+
+use crate::matrices::piece;
+use crate::{bits, state};
+
+/// Of sums of up to 4,160 products of magnitude 1, in f32.
+const PROJECT: Tolerance = Tolerance::new(1e-4, 2e-5);
+/// Products of two such sums.
+const GATE_UP: Tolerance = Tolerance::new(2e-4, 4e-5);
+/// One rounding to f16, and a different one where f32 lands across a tie.
+const STORED: Tolerance = Tolerance::new(1e-4, 1.05e-3);
+const EPS: f32 = 1e-5;
+/// Attention's shape, which `project` and `gate_up` do not use.
+const SHAPE: HeadShape = HeadShape {
+    heads: 1,
+    kv_heads: 1,
+    head_dim: 64,
+};
+
+/// Tensors one after the other as a weight file has them, with something else before and between.
+#[derive(Default)]
+struct File {
+    bytes: Vec<u8>,
+}
+
+impl File {
+    /// Appends a tensor's bytes and returns their place.
+    fn push(&mut self, bytes: &[u8]) -> u32 {
+        let place = PLACE_BYTES as usize;
+        // NaN, and bytes that are none of the tensors'.
+        self.bytes
+            .resize(self.bytes.len().next_multiple_of(place), 0x7f);
+        let at = self.bytes.len() / place;
+        self.bytes.extend_from_slice(bytes);
+        u32::try_from(at).unwrap()
+    }
+
+    /// A matrix: places of its values and its scales, and what it means.
+    fn matrix(
+        &mut self,
+        random: &mut Random,
+        weight: WeightType,
+        rows: u32,
+        cols: u32,
+    ) -> (u32, u32, Vec<f64>) {
+        let (bytes, weights) = piece(random, weight, rows, cols);
+        let at = self.push(&bytes);
+        (at, at + scales_step(weight, rows, cols), weights)
+    }
+
+    /// A vector: its place, and what it means.
+    fn vector(&mut self, kind: VectorType, values: &[f32]) -> (u32, Vec<f32>) {
+        let (words, stored) = vector_words(kind, values);
+        (self.push(cast_slice(&words)), stored)
+    }
+}
+
+fn vector_words(kind: VectorType, values: &[f32]) -> (Vec<u32>, Vec<f32>) {
+    match kind {
+        VectorType::F16 => (packed(values), unpacked(&packed(values))),
+        VectorType::F32 => (bits(values), values.to_vec()),
+    }
+}
+
+fn scales_step(weight: WeightType, rows: u32, cols: u32) -> u32 {
+    let bits = match weight {
+        WeightType::Q4 => 4,
+        WeightType::Q8 => 8,
+        WeightType::F16 => 16,
+        WeightType::F32 => 32,
+    };
+    (rows * cols * bits / 8).div_ceil(PLACE_BYTES)
+}
+
+/// Weights of a norm, around 1.
+fn norm_weights(random: &mut Random, cols: u32) -> Vec<f32> {
+    (0..cols).map(|_| 1.0 + 0.5 * random.unit()).collect()
+}
+
+/// Rows of each piece, columns, tokens in flight.
+const PROJECT_CASES: [(&[u32], u32, usize); 8] = [
+    (&[1], 32, 1),
+    (&[67], 96, 1),
+    (&[130], 576, 3),
+    (&[30, 30, 7], 64, 1),
+    (&[33], 1536, 1),
+    (&[9], 2080, 1),
+    (&[21, 2], 4160, 2),
+    (&[48, 48], 160, 1),
+];
+/// Columns that are no whole groups of 32, for types without groups.
+const RAGGED: [(&[u32], u32, usize); 3] = [(&[20], 4, 1), (&[70, 11], 100, 1), (&[5], 2052, 1)];
+
+fn check_project(
+    weight: WeightType,
+    (pieces, cols, tokens): (&[u32], u32, usize),
+    norm: Option<VectorType>,
+    add: bool,
+) -> f64 {
+    let mut random = Random::new(u64::from(pieces[0] * cols));
+    let mut file = File::default();
+    let (mut weights, mut places) = (Vec::new(), Vec::new());
+    for &rows in pieces {
+        let (at, scales_at, own) = file.matrix(&mut random, weight, rows, cols);
+        weights.extend(own);
+        places.push((at, scales_at - at));
+    }
+    let rows: u32 = pieces.iter().sum();
+    let row_offset = 5;
+    let out = (row_offset + rows + 3) as usize;
+    let x = random.spiked(tokens * cols as usize, 1.0);
+    let before = random.spiked(out, 1.0);
+    let (vector, norm_weight) = vector_words(
+        norm.unwrap_or(VectorType::F32),
+        &norm_weights(&mut random, cols),
+    );
+    let params = ProjectParams {
+        rows,
+        cols,
+        row_offset,
+        piece_rows: pieces[0],
+        piece_step: places.get(1).map_or(0, |(at, _)| at - places[0].0),
+        scales_step: places[0].1,
+        last_scales_step: places[places.len() - 1].1,
+        eps: EPS,
+    };
+    let last = &x[x.len() - cols as usize..];
+    let own = row_offset as usize..(row_offset + rows) as usize;
+    let twin = |eps: f64| {
+        let norm = norm.map(|_| Norm {
+            weight: &norm_weight,
+            eps,
+        });
+        project(last, norm, &weights, add.then_some(&before[own.clone()]))
+    };
+    let expected = twin(EPS.into());
+    let mut largest = 0.0f64;
+    for lanes in Lanes::ALL {
+        let kernel = Kernel::Project {
+            weight,
+            norm,
+            add,
+            lanes,
+        };
+        let label = format!("{} {pieces:?} x {cols}", kernel.label());
+        let poisoned = if add {
+            before.clone()
+        } else {
+            vec![f32::from_bits(POISON); out]
+        };
+        let run = |tokens: usize| {
+            let outputs = test_gpu().run(
+                kernel,
+                SHAPE,
+                (rows.div_ceil(lanes.rows()), 1),
+                &[
+                    ("params", Data::Bytes(bytes_of(&params))),
+                    (
+                        "state",
+                        Data::U32(&state(7, u32::try_from(tokens).unwrap())),
+                    ),
+                    ("x", Data::F32(&x)),
+                    ("values", Data::Bytes(&file.bytes)),
+                    ("words", Data::Bytes(&file.bytes)),
+                    ("vector", Data::U32(&vector)),
+                    ("y", Data::F32(&poisoned)),
+                ],
+            );
+            outputs["y"].clone()
+        };
+        let y = run(tokens);
+        let error = compare(&floats(&y[own.clone()]), &expected, PROJECT).assert(&label);
+        largest = largest.max(error);
+        assert!(
+            y[..own.start] == bits(&poisoned)[..own.start]
+                && y[own.end..] == bits(&poisoned)[own.end..],
+            "{label}: rows of others stay"
+        );
+        assert!(
+            run(0) == bits(&poisoned),
+            "{label}: nothing in flight, nothing done"
+        );
+        // Controls: one changed value, the rows moved by one, another eps.
+        let mut changed = expected.clone();
+        changed[rows as usize - 1] += 1e-3 + 1e-3 * changed[rows as usize - 1].abs();
+        assert!(
+            !compare(&floats(&y[own.clone()]), &changed, PROJECT).passed(),
+            "{label}: one changed value passed"
+        );
+        changed.clone_from(&expected);
+        changed.rotate_left(1);
+        assert!(
+            rows == 1 || !compare(&floats(&y[own.clone()]), &changed, PROJECT).passed(),
+            "{label}: the neighbouring row passed"
+        );
+        assert!(
+            norm.is_none() || !compare(&floats(&y[own.clone()]), &twin(0.1), PROJECT).passed(),
+            "{label}: another eps passed"
+        );
+    }
+    largest
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn projections_equal_their_twin() {
+    for weight in WeightType::ALL {
+        let mut list = PROJECT_CASES.to_vec();
+        if !weight.has_scales() {
+            list.extend(RAGGED);
+        }
+        let mut largest = 0.0f64;
+        for (index, case) in list.into_iter().enumerate() {
+            largest = largest.max(check_project(weight, case, None, true));
+            let norm = VectorType::ALL[index % 2];
+            largest = largest.max(check_project(weight, case, Some(norm), false));
+        }
+        println!("project, {}: {largest:.2e}", weight.name());
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn gates_with_their_projections_equal_their_twin() {
+    for weight in WeightType::ALL {
+        let mut largest = 0.0f64;
+        let ragged = if weight.has_scales() { 64 } else { 100 };
+        for (index, (rows, cols)) in [(1, 32), (7, 96), (41, 576), (64, 2080), (13, ragged)]
+            .into_iter()
+            .enumerate()
+        {
+            let kind = VectorType::ALL[index % 2];
+            let mut random = Random::new(u64::from(rows * cols));
+            let mut file = File::default();
+            let (norm_at, norm_weight) = file.vector(kind, &norm_weights(&mut random, cols));
+            let (gate_at, gate_scales_at, gate) = file.matrix(&mut random, weight, rows, cols);
+            let (up_at, up_scales_at, up) = file.matrix(&mut random, weight, rows, cols);
+            let x = random.spiked(cols as usize, 1.0);
+            let params = GateUpParams {
+                gate_at,
+                gate_scales_at,
+                up_at,
+                up_scales_at,
+                norm_at,
+                cols,
+                eps: EPS,
+                rows,
+                row_offset: 2,
+                ..GateUpParams::default()
+            };
+            let norm = Norm {
+                weight: &norm_weight,
+                eps: EPS.into(),
+            };
+            let expected = gate_up(&x, norm, &gate, &up);
+            for lanes in Lanes::ALL {
+                let kernel = Kernel::GateUp {
+                    weight,
+                    norm: kind,
+                    lanes,
+                };
+                let label = format!("{} {rows} x {cols}", kernel.label());
+                let out = rows as usize + 5;
+                let outputs = test_gpu().run(
+                    kernel,
+                    SHAPE,
+                    ((2 * rows).div_ceil(lanes.rows()), 1),
+                    &[
+                        ("params", Data::Bytes(bytes_of(&params))),
+                        ("state", Data::U32(&state(0, 1))),
+                        ("x", Data::F32(&x)),
+                        ("values", Data::Bytes(&file.bytes)),
+                        ("words", Data::Bytes(&file.bytes)),
+                        ("y", Data::Poison(out)),
+                    ],
+                );
+                let (own, rest) = outputs["y"][2..].split_at(rows as usize);
+                let error = compare(&floats(own), &expected, GATE_UP).assert(&label);
+                largest = largest.max(error);
+                assert!(
+                    rest.iter()
+                        .chain(&outputs["y"][..2])
+                        .all(|&word| word == POISON),
+                    "{label}: rows of others stay"
+                );
+                let swapped = gate_up(&x, norm, &up, &gate);
+                assert!(
+                    !compare(&floats(own), &swapped, GATE_UP).passed(),
+                    "{label}: swapped passed"
+                );
+            }
+        }
+        println!("gate_up, {}: {largest:.2e}", weight.name());
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn queries_keys_and_values_equal_their_twin() {
+    let rope = moa_format::RopeConfig {
+        theta: 10_000.0,
+        scaling: None,
+    };
+    for weight in WeightType::ALL {
+        let mut largest = 0.0f64;
+        for (index, case) in cases::attention_prefill().into_iter().enumerate() {
+            // Every shape for one type, some for the others: a shape is a pipeline, and its compilation what takes time.
+            if weight != WeightType::Q4 && index % 6 != 1 {
+                continue;
+            }
+            // Heads of the case, not its keys: one token at its start, in the ring as it is then.
+            let shape = case.head_shape();
+            let cols = [96, 64, 160][index % 3];
+            let kind = VectorType::ALL[index % 2];
+            let has_bias = index % 3 != 0;
+            let mut random = Random::new(index as u64);
+            let mut file = File::default();
+            let (norm_at, norm_weight) = file.vector(kind, &norm_weights(&mut random, cols));
+            let heads = [case.heads, case.kv_heads, case.kv_heads];
+            let parts: Vec<_> = heads
+                .iter()
+                .map(|heads| {
+                    let rows = heads * case.head_dim;
+                    let matrix = file.matrix(&mut random, weight, rows, cols);
+                    let bias = file.vector(kind, &random.spiked(rows as usize, 0.5));
+                    (matrix, bias)
+                })
+                .collect();
+            let x = random.spiked(cols as usize, 1.0);
+            let inv_freq = rope.inv_freq(case.head_dim);
+            let (cos, sin) = rope.cos_sin(case.head_dim, 0..case.context);
+            let table: Vec<f32> = cos
+                .iter()
+                .zip(&sin)
+                .flat_map(|(&cos, &sin)| [cos, sin])
+                .collect();
+            let norm = Norm {
+                weight: &norm_weight,
+                eps: EPS.into(),
+            };
+            let projections = [0, 1, 2].map(|part: usize| {
+                let ((_, _, weights), (_, bias)) = &parts[part];
+                Projection {
+                    weights,
+                    bias: has_bias.then_some(bias),
+                }
+            });
+            let expected = qkv(&x, norm, projections, case.start, &inv_freq);
+            let quads = (case.heads + 2 * case.kv_heads) * case.head_dim / 4;
+            let params = QkvParams {
+                q_at: parts[0].0.0,
+                q_scales_at: parts[0].0.1,
+                q_bias_at: parts[0].1.0,
+                k_at: parts[1].0.0,
+                k_scales_at: parts[1].0.1,
+                k_bias_at: parts[1].1.0,
+                v_at: parts[2].0.0,
+                v_scales_at: parts[2].0.1,
+                v_bias_at: parts[2].1.0,
+                norm_at,
+                cols,
+                eps: EPS,
+                first_quad: 0,
+                quads,
+                ..QkvParams::default()
+            };
+            let spans = case.spans();
+            let ring_words = case.ring(&[], 0, POISON).len();
+            let lanes = Lanes::ALL[index % 2];
+            let kernel = Kernel::Qkv {
+                weight,
+                norm: kind,
+                bias: has_bias.then_some(kind),
+                lanes,
+            };
+            let label = format!("{}, {}", kernel.label(), case.name);
+            let outputs = test_gpu().run(
+                kernel,
+                shape,
+                ((4 * quads).div_ceil(lanes.rows()), 1),
+                &[
+                    ("params", Data::Bytes(bytes_of(&params))),
+                    ("state", Data::U32(&state(case.start, 1))),
+                    ("x", Data::F32(&x)),
+                    ("values", Data::Bytes(&file.bytes)),
+                    ("words", Data::Bytes(&file.bytes)),
+                    ("table", Data::F32(&table)),
+                    ("q", Data::Poison(expected.q.len())),
+                    ("k_ring", Data::Poison(ring_words)),
+                    ("v_ring", Data::Poison(ring_words)),
+                    ("spans", Data::U32(cast_slice(&spans))),
+                ],
+            );
+            let q = floats(&outputs["q"]);
+            largest = largest.max(compare(&q, &expected.q, PROJECT).assert(&label));
+            let next = qkv(&x, norm, projections, case.start + 1, &inv_freq);
+            assert!(
+                !compare(&q, &next.q, PROJECT).passed(),
+                "{label}: the next position passed"
+            );
+            let row_words = (case.head_dim / 2) as usize;
+            for (name, stored) in [("k_ring", &expected.k), ("v_ring", &expected.v)] {
+                let mut words = outputs[name].clone();
+                for (kv_head, (span, layout)) in spans.iter().zip(case.layouts()).enumerate() {
+                    let slot = (span.slot_offset + layout.slot(case.start)) as usize;
+                    let row = &mut words[slot * row_words..][..row_words];
+                    let own = &stored[kv_head * 2 * row_words..][..2 * row_words];
+                    let _ = compare(&unpacked(row), own, STORED).assert(&label);
+                    row.fill(POISON);
+                }
+                assert!(
+                    words.iter().all(|&word| word == POISON),
+                    "{label}: {name}: one writer, one slot"
+                );
+            }
+        }
+        println!("qkv, {}: {largest:.2e}", weight.name());
+    }
+}
