@@ -172,6 +172,7 @@ impl MoaEngine {
         let gpu_options = GpuOptions {
             default_limits: asked.default_limits,
             low_power: asked.power_preference.as_deref() == Some("low-power"),
+            ..GpuOptions::default()
         };
         let gpu = Gpu::open(gpu_options, setup.needs()).await?;
         let engine = Engine::new(

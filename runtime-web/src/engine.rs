@@ -221,7 +221,7 @@ impl Engine {
     }
 
     /// The text ends at `len` tokens now; nothing is pending.
-    fn forget_from(&mut self, len: u32) {
+    pub(crate) fn forget_from(&mut self, len: u32) {
         self.pending = None;
         self.history.truncate(len as usize);
         self.prompt_len = self.prompt_len.min(self.history.len());

@@ -6,7 +6,7 @@
 
 use bytemuck::bytes_of;
 use moa_format::{FINAL_NORM, TensorEntry, layer_tensor};
-use moa_mask::abi::{GateUpParams, ProjectParams, QkvParams};
+use moa_mask::abi::{GateUpParams, QkvParams};
 use moa_shaders::{Kernel, KvTarget, Lanes, VectorType, WeightType};
 
 use crate::buffers::LayerCache;
@@ -106,16 +106,7 @@ impl<'a> Builder<'a, '_> {
         let kind = norm.as_ref().map(|(kind, _)| *kind);
         let mut steps = Vec::new();
         for run in weights.runs(tensor)? {
-            let params = self.params(bytes_of(&ProjectParams {
-                rows: run.rows,
-                cols: run.cols,
-                row_offset: run.row_offset,
-                piece_rows: run.piece_rows,
-                piece_step: run.piece_step,
-                scales_step: run.scales_step,
-                last_scales_step: run.last_scales_step,
-                eps: self.eps(),
-            }));
+            let params = self.run_params(&run);
             let lanes = lanes(run.rows);
             let kernel = Kernel::Project {
                 weight: run.weight,

@@ -1,6 +1,6 @@
 //! Adapter and device: the only place where native and browser would differ, and wgpu hides most of it.
 //!
-//! Exactly `min(needed, offered)` is asked of the adapter and no feature at all, so that every device with
+//! Exactly `min(needed, offered)` is asked of the adapter and no feature at all (timestamps for benches apart), so that every device with
 //! WebGPU's default limits will do wherever the model fits.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +15,8 @@ pub struct GpuOptions {
     pub default_limits: bool,
     /// Prefer the adapter that draws less power.
     pub low_power: bool,
+    /// Ask for timestamps, to time single kernels: nothing that ships does.
+    pub timestamps: bool,
 }
 
 /// The largest sizes that a model at a context takes, in bytes.
@@ -80,6 +82,11 @@ impl Gpu {
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("moa"),
+                required_features: if options.timestamps {
+                    wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES
+                } else {
+                    wgpu::Features::empty()
+                },
                 required_limits: limits,
                 memory_hints: wgpu::MemoryHints::MemoryUsage,
                 ..wgpu::DeviceDescriptor::default()

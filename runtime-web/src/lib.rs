@@ -19,10 +19,14 @@ mod gpu;
 #[cfg(not(target_arch = "wasm32"))]
 mod pace;
 mod pipelines;
+#[cfg(not(target_arch = "wasm32"))]
+mod probe;
 mod program;
 mod sampler;
 mod setup;
 mod signal;
+#[cfg(not(target_arch = "wasm32"))]
+mod timing;
 mod weights;
 mod work_list;
 
@@ -37,6 +41,10 @@ pub use error::{EngineError, Result};
 #[cfg(not(target_arch = "wasm32"))]
 pub use generate::{Generated, Progress, Request, StopReason, generate};
 pub use gpu::{Gpu, GpuOptions, Needs};
+#[cfg(not(target_arch = "wasm32"))]
+pub use probe::{Ceilings, probe};
 pub use program::DecodeKernels;
 pub use sampler::{Sampler, SamplingOptions};
 pub use setup::{KvReport, Setup};
+#[cfg(not(target_arch = "wasm32"))]
+pub use timing::KernelTime;

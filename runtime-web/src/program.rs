@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytemuck::bytes_of;
 use moa_format::{EMBEDDING, FINAL_NORM, TensorEntry, layer_tensor};
-use moa_mask::abi::{PieceParams, RowParams};
+use moa_mask::abi::{PieceParams, ProjectParams, RowParams};
 use moa_shaders::{
     ATTENTION_ROWS, ELEMENT_THREADS, Kernel, KvTarget, MATMUL_TILE, MATVEC_ROWS, VectorType,
 };
@@ -14,7 +14,7 @@ use crate::buffers::{Allocator, Buffers, LayerCache};
 use crate::error::{EngineError, Result};
 use crate::pipelines::Pipelines;
 use crate::setup::{Setup, vector_type};
-use crate::weights::{BoundPiece, WeightBuffers};
+use crate::weights::{BoundPiece, Run, WeightBuffers};
 
 /// Tokens up to which a weight matrix is read once a token: a tile of `matmul` would be mostly empty.
 const FEW_TOKENS: u32 = 4;
@@ -38,6 +38,8 @@ pub(crate) enum Grid {
 #[derive(Debug, Clone)]
 pub(crate) struct Step {
     pub(crate) label: String,
+    /// Bytes of weights that it reads.
+    pub(crate) weight_bytes: u64,
     pipeline: wgpu::ComputePipeline,
     /// For [`Grid::Linear`]: the pipeline for few tokens.
     few: Option<wgpu::ComputePipeline>,
@@ -196,6 +198,21 @@ impl<'a> Builder<'a, '_> {
         self.params(bytes_of(&params))
     }
 
+    /// Where the pieces of a run lie, for the kernels that find rows by themselves.
+    pub(crate) fn run_params(&mut self, run: &Run<'_>) -> wgpu::Buffer {
+        let params = ProjectParams {
+            rows: run.rows,
+            cols: run.cols,
+            row_offset: run.row_offset,
+            piece_rows: run.piece_rows,
+            piece_step: run.piece_step,
+            scales_step: run.scales_step,
+            last_scales_step: run.last_scales_step,
+            eps: self.eps(),
+        };
+        self.params(bytes_of(&params))
+    }
+
     fn piece_params(&mut self, piece: &BoundPiece<'_>, y_stride: u32) -> wgpu::Buffer {
         let params = PieceParams {
             rows: piece.rows,
@@ -220,8 +237,16 @@ impl<'a> Builder<'a, '_> {
         grid: Grid,
         bindings: &[(&str, wgpu::BufferBinding<'_>)],
     ) -> Step {
+        // A fused kernel's window is bound twice, as `values` and as `words`.
+        let weight_bytes = bindings
+            .iter()
+            .filter(|(name, _)| matches!(*name, "values" | "scales"))
+            .filter_map(|(_, binding)| binding.size)
+            .map(u64::from)
+            .sum();
         Step {
             label: kernel.label(),
+            weight_bytes,
             pipeline: self.pipelines.pipeline(kernel),
             few: None,
             bind_group: self.pipelines.bind(kernel, bindings),
@@ -260,19 +285,22 @@ impl<'a> Builder<'a, '_> {
         let (weights, buffers) = (self.weights, self.buffers);
         let tensor = self.tensor(EMBEDDING)?;
         let mut steps = Vec::new();
-        for piece in weights.pieces(tensor)? {
-            let kernel = Kernel::Embedding(piece.weight);
-            let params = self.piece_params(&piece, piece.cols);
-            let mut bindings = vec![
+        for run in weights.runs(tensor)? {
+            let params = self.run_params(&run);
+            let bindings = [
                 ("params", params.as_entire_buffer_binding()),
                 ("state", buffers.state.as_entire_buffer_binding()),
                 ("tokens", buffers.tokens.as_entire_buffer_binding()),
-                ("values", piece.values.clone()),
+                ("values", run.window.binding.clone()),
                 ("y", buffers.hidden.as_entire_buffer_binding()),
+                ("words", run.window.binding.clone()),
             ];
-            bindings.extend(piece.scales.clone().map(|scales| ("scales", scales)));
-            let grid = Grid::Tokens((piece.cols / 4).div_ceil(ELEMENT_THREADS));
-            steps.push(self.step_of(kernel, grid, &bindings));
+            let grid = Grid::Tokens((run.cols / 4).div_ceil(ELEMENT_THREADS));
+            steps.push(Step {
+                // One row of them all.
+                weight_bytes: 0,
+                ..self.step_of(Kernel::Embedding(run.weight), grid, &bindings)
+            });
         }
         Ok(steps)
     }

@@ -155,6 +155,12 @@ impl Setup {
         self.masks.layer(layer).iter().map(seen).sum()
     }
 
+    /// Bytes of the keys and values that a query at the end of `len` tokens sees in a layer.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn visible_bytes(&self, layer: usize, len: u32) -> u64 {
+        2 * self.visible_keys(layer, len) * self.row_bytes()
+    }
+
     /// Bytes of one layer's K (or V) cache.
     pub(crate) fn layer_cache_bytes(&self, layer: usize) -> u64 {
         let (_, slots) = memory::slot_offsets(self.masks.layer(layer), self.context, SLACK);

@@ -7,6 +7,18 @@ use moa_mask::HeadMask;
 use moa_mask::abi::{DECODE_KEYS, DecodeItem, HeadParts};
 use moa_shaders::HeadShape;
 
+/// Keys of a part at most. Short spans are cut finer, so that there are workgroups enough for every core, and each is
+/// soon done; long ones have enough of them, and joining many parts costs too.
+const fn keys_per_part(span: u32) -> u32 {
+    if span <= 4096 {
+        DECODE_KEYS / 4
+    } else if span <= 16_384 {
+        DECODE_KEYS / 2
+    } else {
+        DECODE_KEYS
+    }
+}
+
 /// Entries for workgroups, and for each query head where its partial results lie.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct WorkList {
@@ -22,7 +34,8 @@ impl WorkList {
         let mut heads = Vec::new();
         let mut partial = 0;
         for (kv_head, mask) in (0..shape.kv_heads).zip(layer) {
-            let parts = mask.span().min(context).div_ceil(DECODE_KEYS).max(1);
+            let span = mask.span().min(context);
+            let parts = span.div_ceil(keys_per_part(span)).max(1);
             for first in (0..shape.gqa_group()).step_by(served as usize) {
                 let first_head = kv_head * shape.gqa_group() + first;
                 items.extend((0..parts).map(|part| DecodeItem {
@@ -69,8 +82,8 @@ mod tests {
         assert_eq!(shape.heads_per_item(), 6, "half a group of 12");
         assert_eq!(
             list.items.len(),
-            2 + 2 * 4,
-            "one part, and ceil(1000 / 256)"
+            2 * 2 + 2 * 16,
+            "ceil(100 / 64), and ceil(1000 / 64)"
         );
         assert_eq!(list.heads.len(), 24);
         let mut seen = vec![false; usize::try_from(list.partials()).unwrap()];

@@ -30,22 +30,25 @@ const fn vector(vector: VectorType) -> &'static str {
     }
 }
 
-/// The parts of the fused kernels: weights in blocks, four rows at a time.
+const WORDS: &str = include_str!("../wgsl/shared/words.wgsl");
+const FOUR_ROWS: &str = include_str!("../wgsl/shared/four_rows.wgsl");
+const ROWS_IN_PIECES: &str = include_str!("../wgsl/shared/rows_in_pieces.wgsl");
+
+/// Weights in blocks, found by their places in a binding.
 const fn blocks(weight: WeightType) -> &'static [&'static str] {
     const UNQUANTIZED: &str = include_str!("../wgsl/shared/blocks_unquantized.wgsl");
-    const FOUR_ROWS: &str = include_str!("../wgsl/shared/four_rows.wgsl");
     match weight {
-        WeightType::Q4 => &[include_str!("../wgsl/shared/blocks_q4.wgsl"), FOUR_ROWS],
-        WeightType::Q8 => &[include_str!("../wgsl/shared/blocks_q8.wgsl"), FOUR_ROWS],
+        WeightType::Q4 => &[WORDS, include_str!("../wgsl/shared/blocks_q4.wgsl")],
+        WeightType::Q8 => &[WORDS, include_str!("../wgsl/shared/blocks_q8.wgsl")],
         WeightType::F16 => &[
+            WORDS,
             include_str!("../wgsl/shared/blocks_f16.wgsl"),
             UNQUANTIZED,
-            FOUR_ROWS,
         ],
         WeightType::F32 => &[
+            WORDS,
             include_str!("../wgsl/shared/blocks_f32.wgsl"),
             UNQUANTIZED,
-            FOUR_ROWS,
         ],
     }
 }
@@ -77,23 +80,27 @@ const fn bias(bias: Option<VectorType>) -> &'static str {
 impl Kernel {
     fn shared(self) -> Vec<&'static str> {
         match self {
-            Self::Embedding(weight) => weights(weight).to_vec(),
+            Self::Embedding(weight) => [blocks(weight), &[ROWS_IN_PIECES]].concat(),
             Self::RmsNorm(kind) => vec![vector(kind)],
             Self::Matmul { weight, bias, .. } | Self::Matvec { weight, bias, .. } => {
                 [weights(weight), &[bias.map_or(VECTOR_NONE, vector)]].concat()
             }
             Self::Project {
                 weight, norm: kind, ..
-            } => [&[norm_apart(kind)], blocks(weight)].concat(),
+            } => [
+                blocks(weight),
+                &[norm_apart(kind), FOUR_ROWS, ROWS_IN_PIECES],
+            ]
+            .concat(),
             Self::GateUp {
                 weight, norm: kind, ..
-            } => [&[norm(kind)], blocks(weight)].concat(),
+            } => [blocks(weight), &[norm(kind), FOUR_ROWS]].concat(),
             Self::Qkv {
                 weight,
                 norm: kind,
                 bias: added,
                 ..
-            } => [&[MASK, norm(kind), bias(added)], blocks(weight)].concat(),
+            } => [blocks(weight), &[MASK, norm(kind), bias(added), FOUR_ROWS]].concat(),
             Self::Rope(KvTarget::Chunk) => vec![KV_ROW_CHUNK],
             Self::Rope(KvTarget::Ring) => vec![MASK, KV_ROW_RING],
             Self::KvCommit | Self::AttentionPrefill | Self::AttentionDecode => vec![MASK],

@@ -401,7 +401,7 @@ impl Kernel {
                 lanes.threads()
             }
             Self::AttentionDecode => 128,
-            Self::Argmax | Self::Sample => 256,
+            Self::MergeLse | Self::Argmax | Self::Sample => 256,
             _ => 64,
         }
     }
@@ -418,15 +418,13 @@ impl Kernel {
             });
         };
         match self {
-            Self::Embedding(weight) => {
+            Self::Embedding(_) => {
                 add(0, "params", Uniform);
                 add(1, "state", Read);
                 add(2, "tokens", Read);
                 add(3, "values", Read);
                 add(4, "y", ReadWrite);
-                if weight.has_scales() {
-                    add(5, "scales", Read);
-                }
+                add(5, "words", Read);
             }
             Self::RmsNorm(_) => {
                 add(0, "params", Uniform);

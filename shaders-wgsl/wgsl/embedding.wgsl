@@ -1,11 +1,11 @@
-// Gathers the embedding rows of the tokens in flight, for those tokens whose row lies in this piece.
+// Gathers the embedding rows of the tokens in flight, for those tokens whose row lies in the pieces of this binding.
 //
-// tokens  [len] ids            values, scales  the piece, [rows][cols]         y  [len][cols] f32
-// Grid: (ceil(cols / 4 / 64), len); a thread writes four channels of one token. A token of another piece is
-// left alone, so one dispatch a piece fills every row once.
+// tokens  [len] ids            values, words  the binding, as vectors and as words: pieces of [piece_rows][cols]
+// y  [len][cols] f32
+// Grid: (ceil(cols / 4 / 64), len); a thread writes four channels of one token. A token of another binding is
+// left alone, so one dispatch a binding fills every row once.
 // Numerics: dequantized in f32. Twin: reference/src/embedding.rs.
 
-@group(0) @binding(0) var<uniform> params: PieceParams;
 @group(0) @binding(1) var<storage, read> state: StepState;
 @group(0) @binding(2) var<storage, read> tokens: array<u32>;
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
@@ -21,5 +21,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if (row < params.row_offset || row - params.row_offset >= params.rows) {
         return;
     }
-    y[token * (params.y_stride / 4u) + col4] = weight4(row - params.row_offset, col4, params.cols);
+    let places = places_of(vec4<u32>(row - params.row_offset));
+    y[token * (params.cols / 4u) + col4] = four_of_row(places.values_at.x, places.scales_at.x, col4);
 }

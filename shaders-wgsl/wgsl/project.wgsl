@@ -7,7 +7,6 @@
 // Grid: (ceil(rows / (4 * THREADS / LANES))); LANES threads give four rows. Nothing happens with no token in flight.
 // Numerics: f32; partial sums in a fixed order; the norm's division after the sum. Twin: reference/src/project.rs.
 
-@group(0) @binding(0) var<uniform> params: ProjectParams;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 @compute @workgroup_size(THREADS)
@@ -18,15 +17,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let first_row = 4u * (group.x * (THREADS / LANES) + thread / LANES);
     // Rows past the end are computed again and not stored.
     let row = min(vec4<u32>(first_row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(params.rows - 1u));
-    let piece = row / params.piece_rows;
-    let in_piece = row - piece * params.piece_rows;
-    let at = piece * params.piece_step;
-    let last = piece == vec4<u32>((params.rows - 1u) / params.piece_rows);
-    let scales_at = at + select(vec4<u32>(params.scales_step), vec4<u32>(params.last_scales_step), last);
+    let places = places_of(row);
     let sums = four_rows(
         thread,
-        row_values(at, in_piece, params.cols),
-        row_scales(scales_at, in_piece, params.cols),
+        places.values_at,
+        places.scales_at,
         params.cols,
         (state.len - 1u) * (params.cols / 4u),
         0u,

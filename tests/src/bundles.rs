@@ -70,6 +70,7 @@ impl Bundle {
         let device = GpuOptions {
             default_limits: true,
             low_power: false,
+            ..GpuOptions::default()
         };
         let gpu = block_on(Gpu::open(device, setup.needs()))
             .unwrap_or_else(|error| panic!("MOA_TEST_WGPU=yes, but: {error}"));

@@ -469,6 +469,7 @@ fn damage_and_misuse_are_typed_errors() {
     let limits = GpuOptions {
         default_limits: true,
         low_power: false,
+        ..GpuOptions::default()
     };
     assert_eq!(
         block_on(Gpu::open(limits, setup.needs()))

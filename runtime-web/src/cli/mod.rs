@@ -2,6 +2,7 @@
 
 mod bench;
 mod run;
+mod shapes;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -30,9 +31,6 @@ enum Command {
 /// What both commands need to make an engine.
 #[derive(Debug, Args)]
 struct EngineArgs {
-    /// Folder that `moa-compile build` wrote.
-    #[arg(long, value_name = "DIR")]
-    bundle: PathBuf,
     /// A plan of the bundle by its name, `dense`, or a plan file; the bundle's default when absent.
     #[arg(long, value_name = "NAME|FILE")]
     plan: Option<String>,
@@ -59,6 +57,8 @@ enum CliError {
     Engine(#[from] EngineError),
     #[error("{}: {reason}", path.display())]
     Ids { path: PathBuf, reason: String },
+    #[error("decoded and prefilled logits differ by {error} of the largest")]
+    Check { error: f32 },
     #[error("standard output: {0}")]
     Output(#[from] std::io::Error),
 }
@@ -72,6 +72,9 @@ impl CliError {
     }
 
     fn exit_code(&self) -> u8 {
+        if matches!(self, Self::Check { .. }) {
+            return 2;
+        }
         match self.engine().map(EngineError::code) {
             Some("webgpu-unavailable" | "device-lost" | "internal" | "out-of-memory") => 2,
             _ => 1,

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use moa_format::Plan;
+use moa_format::{CHUNK_BYTES, Plan};
 use moa_runtime_web::bundle::Bundle;
 use moa_runtime_web::{
-    Engine, EngineOptions, GpuOptions, Progress, Request, Sampler, SamplingOptions,
-    generate as generate_tokens,
+    DecodeKernels, Engine, EngineOptions, Gpu, GpuOptions, Progress, Request, Sampler,
+    SamplingOptions, Setup, generate as generate_tokens,
 };
 use serde_json::json;
 
@@ -19,6 +19,9 @@ use super::{CliError, EngineArgs};
 pub(super) struct GenerateArgs {
     #[command(flatten)]
     pub(super) engine: EngineArgs,
+    /// Folder that `moa-compile build` wrote.
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
     /// JSON file with an array of token ids: the prompt.
     #[arg(long, value_name = "FILE")]
     ids: PathBuf,
@@ -69,13 +72,14 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<String, CliError> {
         presence_penalty: args.presence_penalty,
         frequency_penalty: args.frequency_penalty,
     })?;
-    let bundle = Bundle::open(&args.engine.bundle)?;
+    let bundle = Bundle::open(&args.bundle)?;
     let plan = bundle.plan(args.engine.plan.as_deref())?;
     let needed = u32::try_from(ids.len())
         .unwrap_or(u32::MAX)
         .saturating_add(args.max_tokens);
     let started = Instant::now();
-    let mut engine = make_engine(&args.engine, &bundle, plan, needed)?;
+    let kernels = DecodeKernels::Fused;
+    let mut engine = make_engine(&args.engine, &bundle, plan, needed, kernels, false)?;
     let load_secs = started.elapsed().as_secs_f64();
 
     let stop = if args.ignore_eos {
@@ -134,21 +138,55 @@ pub(super) fn make_engine(
     bundle: &Bundle,
     plan: Plan,
     needed: u32,
+    decode_kernels: DecodeKernels,
+    timestamps: bool,
 ) -> Result<Engine, CliError> {
     let context = args
         .context
         .unwrap_or(needed.clamp(1, bundle.manifest().model.max_context));
-    let gpu = GpuOptions {
-        default_limits: args.default_limits,
-        low_power: false,
-    };
-    let options = EngineOptions {
-        prefill_chunk: args.prefill_chunk,
-        ..EngineOptions::default()
-    };
+    let (gpu, options) = options(args, decode_kernels, timestamps);
     Ok(pollster::block_on(
         bundle.engine(plan, context, gpu, options),
     )?)
+}
+
+/// An engine with the weights in `shards`.
+pub(super) fn load(
+    args: &EngineArgs,
+    setup: Setup,
+    decode_kernels: DecodeKernels,
+    timestamps: bool,
+    shards: &[Vec<u8>],
+) -> Result<Engine, CliError> {
+    let (gpu, options) = options(args, decode_kernels, timestamps);
+    let gpu = pollster::block_on(Gpu::open(gpu, setup.needs()))?;
+    let mut engine = pollster::block_on(Engine::new(gpu, setup, options))?;
+    for (index, shard) in shards.iter().enumerate() {
+        let mut offset = 0;
+        for chunk in shard.chunks(CHUNK_BYTES as usize) {
+            engine.write_shard(index, offset, chunk)?;
+            offset += u64::from(CHUNK_BYTES);
+        }
+    }
+    pollster::block_on(engine.finish_loading())?;
+    Ok(engine)
+}
+
+fn options(
+    args: &EngineArgs,
+    decode_kernels: DecodeKernels,
+    timestamps: bool,
+) -> (GpuOptions, EngineOptions) {
+    let gpu = GpuOptions {
+        default_limits: args.default_limits,
+        low_power: false,
+        timestamps,
+    };
+    let options = EngineOptions {
+        prefill_chunk: args.prefill_chunk,
+        decode_kernels,
+    };
+    (gpu, options)
 }
 
 pub(super) fn adapter(engine: &Engine) -> serde_json::Value {

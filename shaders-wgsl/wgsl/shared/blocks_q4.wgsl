@@ -45,3 +45,11 @@ fn dot_block(block: Block, cols: u32, group: u32, x: array<vec4<f32>, 8>, x_sum:
     let step = 16.0 * scale.x;
     return step * ((sum.x + sum.y) + (sum.z + sum.w)) + (scale.y - step) * x_sum;
 }
+
+// Four weights of the row that begins at these indices.
+fn four_of_row(values_at: u32, scales_at: u32, col4: u32) -> vec4<f32> {
+    let word = values[values_at + col4 / 8u][(col4 / 2u) % 4u] >> (16u * (col4 % 2u));
+    let nibbles = (vec4<u32>(word) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u);
+    let scale = unpack2x16float(words[scales_at + col4 / 8u]);
+    return scale.x * vec4<f32>(nibbles) + vec4<f32>(scale.y);
+}

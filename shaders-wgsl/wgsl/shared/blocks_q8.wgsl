@@ -20,11 +20,14 @@ fn row_scales(at: vec4<u32>, row: vec4<u32>, cols: u32) -> vec4<u32> {
     return at * (2u * WORDS_PER_PLACE) + row * (cols / QUANT_GROUP);
 }
 
-fn load_block(values_at: u32, scales_at: u32, group: u32) -> Block {
-    let half = scales_at + group;
+fn scale_of(half: u32) -> f32 {
     let pair = unpack2x16float(words[half / 2u]);
+    return select(pair.x, pair.y, half % 2u == 1u);
+}
+
+fn load_block(values_at: u32, scales_at: u32, group: u32) -> Block {
     let first = values_at + 2u * group;
-    return Block(values[first], values[first + 1u], select(pair.x, pair.y, half % 2u == 1u));
+    return Block(values[first], values[first + 1u], scale_of(scales_at + group));
 }
 
 fn bytes4(word: u32) -> vec4<f32> {
@@ -38,4 +41,9 @@ fn dot_block(block: Block, cols: u32, group: u32, x: array<vec4<f32>, 8>, x_sum:
     sum += bytes4(block.high.x) * x[4] + bytes4(block.high.y) * x[5];
     sum += bytes4(block.high.z) * x[6] + bytes4(block.high.w) * x[7];
     return block.scale * ((sum.x + sum.y) + (sum.z + sum.w));
+}
+
+// Four weights of the row that begins at these indices.
+fn four_of_row(values_at: u32, scales_at: u32, col4: u32) -> vec4<f32> {
+    return scale_of(scales_at + col4 / 8u) * bytes4(values[values_at + col4 / 4u][col4 % 4u]);
 }

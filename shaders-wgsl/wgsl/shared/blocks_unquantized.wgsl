@@ -29,3 +29,8 @@ fn dot_block(block: Block, cols: u32, group: u32, x: array<vec4<f32>, 8>, x_sum:
     sum += weight4(min(block.at + 6u, last)) * x[6] + weight4(min(block.at + 7u, last)) * x[7];
     return (sum.x + sum.y) + (sum.z + sum.w);
 }
+
+// Four weights of the row that begins at this index.
+fn four_of_row(values_at: u32, scales_at: u32, col4: u32) -> vec4<f32> {
+    return weight4(values_at + col4);
+}

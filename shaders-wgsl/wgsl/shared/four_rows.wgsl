@@ -8,9 +8,7 @@
 
 @group(0) @binding(1) var<storage, read> state: StepState;
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read> words: array<u32>; // the same bytes as `values`: scales, norms, biases
 
-const WORDS_PER_PLACE: u32 = PLACE_BYTES / 4u;
 const TILE_GROUPS: u32 = 64u;
 // One vector more than groups, so that a group's vectors fall into different banks.
 const TILE_STRIDE: u32 = TILE_GROUPS + 1u;

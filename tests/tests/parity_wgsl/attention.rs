@@ -6,10 +6,12 @@ use moa_mask::abi::{DECODE_KEYS, DecodeItem, HeadParts};
 use moa_reference::attention_decode::{DecodeHead, attention_decode};
 use moa_reference::attention_prefill::attention_prefill;
 use moa_reference::compare::{Tolerance, compare};
-use moa_shaders::{ATTENTION_ROWS, Kernel};
+use moa_reference::merge_lse::{Part, merge_lse};
+use moa_shaders::{ATTENTION_ROWS, HeadShape, Kernel};
 use moa_tests::attention::{Inputs, unpacked};
 use moa_tests::cases::{self, AttentionCase};
 use moa_tests::gpu::{Data, floats, test_gpu};
+use moa_tests::random::Random;
 
 use crate::{bits, state};
 
@@ -24,6 +26,9 @@ const THREES: u32 = 0x4200_4200;
 const ATTENTION: Tolerance = Tolerance::new(2e-6, 2e-6);
 /// Scores of 80 carry an error of 80 * 2^-24 or so into the exponent.
 const ATTENTION_LARGE: Tolerance = Tolerance::new(2e-5, 2e-5);
+
+/// Sums of up to 700 parts of magnitude 3, divided by their weights.
+const MERGE: Tolerance = Tolerance::new(1e-5, 1e-5);
 
 fn run_prefill(case: &AttentionCase, inputs: &Inputs, forbidden: u32) -> Vec<f32> {
     let spans = case.spans();
@@ -303,6 +308,81 @@ fn decode_attention_equals_its_twin() {
                 assert!(!passed, "{}: window {change:+} passed", case.name);
             }
         }
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn many_parts_are_joined_as_their_twin_says() {
+    // More parts than weights fit in workgroup memory at a time, empty ones among them, two heads side by side.
+    for (head_dim, parts) in [
+        (64u32, 1u32),
+        (64, 6),
+        (80, 37),
+        (8, 200),
+        (256, 9),
+        (128, 700),
+    ] {
+        let shape = HeadShape {
+            heads: 2,
+            kv_heads: 1,
+            head_dim,
+        };
+        let mut random = Random::new(u64::from(parts));
+        let width = head_dim as usize;
+        let mut partials = Vec::new();
+        let mut twin = [Vec::new(), Vec::new()];
+        for part in 0..parts {
+            for own in &mut twin {
+                let empty = part > 0 && random.below(5) == 0;
+                let sum = if empty {
+                    vec![0.0; width]
+                } else {
+                    random.spiked(width, 3.0)
+                };
+                let (row_max, row_sum) = if empty {
+                    (-3.0e38, 0.0)
+                } else {
+                    (20.0 * random.unit(), 1.5 + random.unit())
+                };
+                partials.extend_from_slice(&sum);
+                partials.extend([row_max, row_sum]);
+                own.push(Part {
+                    sum: sum.into_iter().map(f64::from).collect(),
+                    row_max: row_max.into(),
+                    row_sum: row_sum.into(),
+                });
+            }
+        }
+        let heads = [0, 1].map(|first| HeadParts {
+            first,
+            stride: 2,
+            parts,
+            reserved: 0,
+        });
+        let joined = test_gpu().run(
+            Kernel::MergeLse,
+            shape,
+            (2, 1),
+            &[
+                ("partials", Data::F32(&partials)),
+                ("heads", Data::U32(cast_slice(&heads))),
+                ("y", Data::Poison(2 * width)),
+            ],
+        );
+        let actual = floats(&joined["y"]);
+        let expected: Vec<f64> = twin.iter().flat_map(|parts| merge_lse(parts)).collect();
+        let label = format!("{parts} parts of {head_dim} channels");
+        let error = compare(&actual, &expected, MERGE).assert(&label);
+        println!("merge_lse, {label}: {error:.2e}");
+        let swapped = [&expected[width..], &expected[..width]].concat();
+        assert!(
+            !compare(&actual, &swapped, MERGE).passed(),
+            "{label}: the other head passed"
+        );
     }
 }
 

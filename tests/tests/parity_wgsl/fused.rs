@@ -31,8 +31,8 @@ const SHAPE: HeadShape = HeadShape {
 
 /// Tensors one after the other as a weight file has them, with something else before and between.
 #[derive(Default)]
-struct File {
-    bytes: Vec<u8>,
+pub(crate) struct File {
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl File {
@@ -48,7 +48,7 @@ impl File {
     }
 
     /// A matrix: places of its values and its scales, and what it means.
-    fn matrix(
+    pub(crate) fn matrix(
         &mut self,
         random: &mut Random,
         weight: WeightType,

@@ -1,7 +1,7 @@
 //! Weight pieces of every type: products and embeddings.
 
 use bytemuck::bytes_of;
-use moa_mask::abi::PieceParams;
+use moa_mask::abi::{PieceParams, ProjectParams};
 use moa_reference::compare::{Tolerance, compare};
 use moa_shaders::{HeadShape, Kernel, MATMUL_TILE, MATVEC_ROWS, VectorType, WeightType};
 use moa_tests::attention::{packed, unpacked};
@@ -9,6 +9,7 @@ use moa_tests::cases::{self, MatmulCase};
 use moa_tests::gpu::{Data, POISON, floats, test_gpu};
 use moa_tests::random::Random;
 
+use crate::fused::File;
 use crate::{bits, state};
 
 /// Of sums of up to 1,536 products of magnitude 1, in f32.
@@ -199,15 +200,22 @@ fn embeddings_of_every_type_are_gathered() {
     for weight in WeightType::ALL {
         let (rows, cols) = (37, if weight.has_scales() { 96 } else { 100 });
         let mut random = Random::new(11);
-        let (bytes, weights) = piece(&mut random, weight, rows, cols);
-        let (values, scales) = parts(weight, &bytes, rows, cols);
+        // Pieces of 20 and 17 rows.
+        let mut file = File::default();
+        let (first, first_scales, mut weights) = file.matrix(&mut random, weight, 20, cols);
+        let (second, second_scales, rest) = file.matrix(&mut random, weight, 17, cols);
+        weights.extend(rest);
         // Rows 20..57 of the whole: ids below and above belong to other pieces.
-        let tokens = [20u32, 56, 19, 57, 33, 33];
-        let params = PieceParams {
+        let tokens = [20u32, 56, 19, 57, 40, 39];
+        let params = ProjectParams {
             rows,
             cols,
             row_offset: 20,
-            y_stride: cols,
+            piece_rows: 20,
+            piece_step: second - first,
+            scales_step: first_scales - first,
+            last_scales_step: second_scales - second,
+            eps: 0.0,
         };
         let words = tokens.len() * cols as usize;
         let outputs = test_gpu().run(
@@ -218,8 +226,8 @@ fn embeddings_of_every_type_are_gathered() {
                 ("params", Data::Bytes(bytes_of(&params))),
                 ("state", Data::U32(&state(0, 6))),
                 ("tokens", Data::U32(&tokens)),
-                ("values", Data::Bytes(&values)),
-                ("scales", Data::Bytes(&scales)),
+                ("values", Data::Bytes(&file.bytes)),
+                ("words", Data::Bytes(&file.bytes)),
                 ("y", Data::Poison(words)),
             ],
         );
