@@ -46,7 +46,7 @@ abi_consts! {
     /// Tokens that may be taken back exactly.
     KV_SLACK = crate::SLACK;
     /// Keys that one workgroup of decode attention serves at most.
-    DECODE_KEYS = 256;
+    DECODE_KEYS = 128;
     /// Unit of the places that fused kernels get: what every part of a weight file is aligned to.
     PLACE_BYTES = 256;
     /// Weight of the likeliest token in sampling: weights are whole numbers, so that sums do not depend on their order.

@@ -324,7 +324,7 @@ impl Engine {
             .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("moa") })
     }
 
-    fn write_state(&self, len: u32) {
+    pub(crate) fn write_state(&self, len: u32) {
         let state = StepState {
             start: self.len,
             len,

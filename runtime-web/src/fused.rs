@@ -6,7 +6,7 @@
 
 use bytemuck::bytes_of;
 use moa_format::{FINAL_NORM, TensorEntry, layer_tensor};
-use moa_mask::abi::{GateUpParams, QkvParams};
+use moa_mask::abi::{GateUpParams, QUANT_GROUP, QkvParams};
 use moa_shaders::{Kernel, KvTarget, Lanes, VectorType, WeightType};
 
 use crate::buffers::LayerCache;
@@ -16,7 +16,9 @@ use crate::setup::{vector_type, weight_type};
 use crate::weights::{Places, Window};
 
 /// Rows of a matrix from which on 16 threads share four of them: enough workgroups for every core even so.
-const NARROW_ROWS: u32 = 8192;
+const MANY_ROWS: u32 = 8192;
+/// Columns up to which 32 threads have a group of them each.
+const SHORT_ROW: u32 = 32 * QUANT_GROUP;
 
 /// A product with the token in flight, perhaps normalized, perhaps added to what is there.
 pub(crate) struct Projection<'a> {
@@ -26,11 +28,13 @@ pub(crate) struct Projection<'a> {
     pub(crate) add: bool,
 }
 
-fn lanes(rows: u32) -> Lanes {
-    if rows >= NARROW_ROWS {
-        Lanes::Narrow
+fn lanes(rows: u32, cols: u32) -> Lanes {
+    if rows >= MANY_ROWS {
+        Lanes::L16
+    } else if cols <= SHORT_ROW {
+        Lanes::L32
     } else {
-        Lanes::Wide
+        Lanes::L64
     }
 }
 
@@ -107,7 +111,7 @@ impl<'a> Builder<'a, '_> {
         let mut steps = Vec::new();
         for run in weights.runs(tensor)? {
             let params = self.run_params(&run);
-            let lanes = lanes(run.rows);
+            let lanes = lanes(run.rows, run.cols);
             let kernel = Kernel::Project {
                 weight: run.weight,
                 norm: kind,
@@ -184,7 +188,7 @@ impl<'a> Builder<'a, '_> {
         ];
         let mut steps = Vec::new();
         for (first, count, weight) in by_type(&matrices, own) {
-            let lanes = lanes(4 * count);
+            let lanes = lanes(4 * count, matrices[0].cols);
             let kernel = Kernel::Qkv {
                 weight,
                 norm: vector_type(norm)?,
@@ -253,7 +257,7 @@ impl<'a> Builder<'a, '_> {
             let gate_place = self.weights.places(&window, gate, gate_piece)?;
             let up_place = self.weights.places(&window, up, up_piece)?;
             let count = rows.end - rows.start;
-            let lanes = lanes(2 * count);
+            let lanes = lanes(2 * count, gate.cols);
             let params = self.params(bytes_of(&GateUpParams {
                 gate_at: gate_place.values,
                 gate_scales_at: gate_place.scales,

@@ -65,10 +65,7 @@ impl<'a> Pipelines<'a> {
         let layout = self.layout(kernel);
         let label = kernel.label();
         let device = &self.gpu.device;
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(&label),
-            source: wgpu::ShaderSource::Wgsl(kernel.source(self.shape).into()),
-        });
+        let module = trusted_module(device, &label, kernel.source(self.shape));
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(&label),
             bind_group_layouts: &[Some(&layout)],
@@ -79,7 +76,11 @@ impl<'a> Pipelines<'a> {
             layout: Some(&pipeline_layout),
             module: &module,
             entry_point: Some(ENTRY_POINT),
-            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            // No kernel reads workgroup memory that it has not written. (Browsers write zeros all the same.)
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..wgpu::PipelineCompilationOptions::default()
+            },
             cache: None,
         });
         let made = (pipeline, layout);
@@ -123,4 +124,21 @@ impl<'a> Pipelines<'a> {
         self.layouts.push((wanted, layout.clone()));
         layout
     }
+}
+
+/// A module without the counters that wgpu puts into every loop against endless ones, for they keep drivers from
+/// unrolling. Bounds are checked as ever. In a browser this is an ordinary module.
+#[expect(unsafe_code, reason = "wgpu marks the choice of checks as unsafe")]
+fn trusted_module(device: &wgpu::Device, label: &str, source: String) -> wgpu::ShaderModule {
+    let descriptor = wgpu::ShaderModuleDescriptor {
+        label: Some(label),
+        source: wgpu::ShaderSource::Wgsl(source.into()),
+    };
+    let checks = wgpu::ShaderRuntimeChecks {
+        force_loop_bounding: false,
+        ..wgpu::ShaderRuntimeChecks::checked()
+    };
+    // SAFETY: the source is one of this project's own kernels, and each of their loops counts up to a bound that the
+    // host has set: the sizes of a checked model, a work list, the tokens in flight.
+    unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }

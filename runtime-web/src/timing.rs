@@ -1,5 +1,5 @@
-//! Single kernels timed by the device's own clock, for benches. Timestamps between dispatches cost time themselves:
-//! the sum over kernels is more than a token takes, and both are reported.
+//! Single kernels timed by the device's own clock, for benches. A timestamp costs as much as several dispatches, so
+//! they stand around all dispatches of a kernel, which depend on each other as they do in a token.
 
 use std::collections::BTreeMap;
 
@@ -82,62 +82,44 @@ impl Gpu {
 }
 
 impl Engine {
-    /// Decodes `tokens` tokens greedily, each dispatch timed. The engine must have been made with timestamps.
-    pub async fn time_kernels(&mut self, tokens: u32) -> Result<Vec<KernelTime>> {
-        let mut samples: BTreeMap<String, (u32, u64, Vec<f64>)> = BTreeMap::new();
-        for _ in 0..tokens.max(1) {
-            self.ready()?;
-            self.landed()?;
-            if self.pending.is_none() {
-                return Err(EngineError::NoLogits);
+    /// Times every kernel of a decoded token: all its dispatches, of all layers, one after the other between two
+    /// timestamps, `repetitions` times. What is computed is of no use: reset the engine afterwards. It must have been
+    /// made with timestamps, and something must have been prefilled.
+    pub async fn time_kernels(&mut self, repetitions: u32) -> Result<Vec<KernelTime>> {
+        self.ready()?;
+        self.landed()?;
+        self.check_room(1)?;
+        let mut kernels: BTreeMap<&str, (Vec<&Step>, u64)> = BTreeMap::new();
+        let mut layer = 0;
+        for step in self.program.token().chain([&self.program.argmax]) {
+            let (steps, bytes) = kernels.entry(&step.label).or_default();
+            steps.push(step);
+            *bytes += step.weight_bytes;
+            if step.label == "attention_decode" {
+                *bytes += self.setup.visible_bytes(layer, self.len + 1);
+                layer += 1;
             }
-            self.check_room(1)?;
-            self.feed_pending();
-            let steps: Vec<&Step> = self.program.token().chain([&self.program.argmax]).collect();
-            let count = u32::try_from(steps.len()).unwrap_or(u32::MAX - 1) + 1;
-            let times = self
-                .gpu
-                .timestamps(count, |pass, queries| {
-                    pass.write_timestamp(queries, 0);
-                    for (index, step) in (1..).zip(&steps) {
-                        step.encode(pass, 1);
-                        pass.write_timestamp(queries, index);
-                    }
-                })
-                .await?;
-            let mut own: BTreeMap<&str, (u32, u64, f64)> = BTreeMap::new();
-            let mut layer = 0;
-            for (step, time) in steps.iter().zip(times.windows(2)) {
-                let (dispatches, bytes, secs) = own.entry(&step.label).or_default();
-                *dispatches += 1;
-                *secs += time[1] - time[0];
-                *bytes += step.weight_bytes;
-                if step.label == "attention_decode" {
-                    *bytes += self.setup.visible_bytes(layer, self.len + 1);
-                    layer += 1;
-                }
-            }
-            for (label, (dispatches, bytes, secs)) in own {
-                let sample = samples.entry(label.to_owned()).or_default();
-                (sample.0, sample.1) = (dispatches, bytes);
-                sample.2.push(secs);
-            }
-            self.advance(1);
-            self.has_logits = true;
         }
-        self.forget_from(self.len);
-        let mut list: Vec<KernelTime> = samples
-            .into_iter()
-            .map(|(kernel, (dispatches, bytes, mut secs))| {
-                secs.sort_by(f64::total_cmp);
-                KernelTime {
-                    kernel,
-                    dispatches,
-                    secs: secs[secs.len() / 2],
-                    bytes,
-                }
-            })
-            .collect();
+        let mut list = Vec::new();
+        for (label, (steps, bytes)) in kernels {
+            let mut secs = Vec::new();
+            for _ in 0..repetitions.max(1) {
+                self.write_state(1);
+                let encode = |pass: &mut wgpu::ComputePass<'_>| {
+                    for step in &steps {
+                        step.encode(pass, 1);
+                    }
+                };
+                secs.push(self.gpu.time(encode).await?);
+            }
+            secs.sort_by(f64::total_cmp);
+            list.push(KernelTime {
+                kernel: label.to_owned(),
+                dispatches: u32::try_from(steps.len()).unwrap_or(u32::MAX),
+                secs: secs[secs.len() / 2],
+                bytes,
+            });
+        }
         list.sort_by(|a, b| b.secs.total_cmp(&a.secs));
         Ok(list)
     }

@@ -10,9 +10,7 @@ use moa_shaders::HeadShape;
 /// Keys of a part at most. Short spans are cut finer, so that there are workgroups enough for every core, and each is
 /// soon done; long ones have enough of them, and joining many parts costs too.
 const fn keys_per_part(span: u32) -> u32 {
-    if span <= 4096 {
-        DECODE_KEYS / 4
-    } else if span <= 16_384 {
+    if span <= 8192 {
         DECODE_KEYS / 2
     } else {
         DECODE_KEYS

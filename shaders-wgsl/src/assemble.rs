@@ -174,7 +174,7 @@ fn constants(kernel: Kernel, shape: HeadShape) -> String {
     | Kernel::Qkv { lanes, .. }
     | Kernel::GateUp { lanes, .. } = kernel
     {
-        let _ = writeln!(text, "const THREADS: u32 = {}u;", lanes.threads());
+        let _ = writeln!(text, "const THREADS: u32 = {}u;", Lanes::THREADS);
         let _ = writeln!(text, "const LANES: u32 = {}u;", lanes.lanes());
     }
     text

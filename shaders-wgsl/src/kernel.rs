@@ -73,45 +73,44 @@ pub enum KvTarget {
     Ring,
 }
 
-/// How many threads share four rows of weights in the fused kernels.
+/// How many of a workgroup's 256 threads share four rows of weights in the fused kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lanes {
-    /// 16 of 128: for matrices with rows enough for every core.
-    Narrow,
-    /// 32 of 64: for small matrices, where more workgroups and shorter loops count.
-    Wide,
+    /// 16: for matrices with rows enough for every core.
+    L16,
+    /// 32: for rows of 1,024 columns at most.
+    L32,
+    /// 64: for few long rows.
+    L64,
 }
 
 impl Lanes {
     /// Every choice.
-    pub const ALL: [Self; 2] = [Self::Narrow, Self::Wide];
+    pub const ALL: [Self; 3] = [Self::L16, Self::L32, Self::L64];
 
     /// Threads of a workgroup.
-    pub const fn threads(self) -> u32 {
-        match self {
-            Self::Narrow => 128,
-            Self::Wide => 64,
-        }
-    }
+    pub const THREADS: u32 = 256;
 
     /// Threads that share four rows.
     pub const fn lanes(self) -> u32 {
         match self {
-            Self::Narrow => 16,
-            Self::Wide => 32,
+            Self::L16 => 16,
+            Self::L32 => 32,
+            Self::L64 => 64,
         }
     }
 
     /// Rows of weights that a workgroup reads.
     pub const fn rows(self) -> u32 {
-        4 * self.threads() / self.lanes()
+        4 * Self::THREADS / self.lanes()
     }
 
     /// The name in labels.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Narrow => "narrow",
-            Self::Wide => "wide",
+            Self::L16 => "l16",
+            Self::L32 => "l32",
+            Self::L64 => "l64",
         }
     }
 }
@@ -397,9 +396,7 @@ impl Kernel {
     /// Threads of a workgroup.
     pub const fn workgroup_size(self) -> u32 {
         match self {
-            Self::Project { lanes, .. } | Self::Qkv { lanes, .. } | Self::GateUp { lanes, .. } => {
-                lanes.threads()
-            }
+            Self::Project { .. } | Self::Qkv { .. } | Self::GateUp { .. } => Lanes::THREADS,
             Self::AttentionDecode => 128,
             Self::MergeLse | Self::Argmax | Self::Sample => 256,
             _ => 64,

@@ -12,12 +12,23 @@
 fn main(@builtin(local_invocation_index) thread: u32) {
     var value = UNSEEN;
     var id = NOBODY;
-    for (var index = thread; 4u * index < params.dim; index += THREADS) {
-        let four = logits[index];
-        for (var part = 0u; part < 4u; part += 1u) {
-            if (four[part] > value && 4u * index + part < params.dim) {
-                value = four[part];
-                id = 4u * index + part;
+    let vectors = (params.dim + 3u) / 4u;
+    // Four vectors at a time, so that four are on their way at once; past the end the last one again.
+    for (var index = thread; index < vectors; index += 4u * THREADS) {
+        let indices = min(vec4<u32>(index) + vec4<u32>(0u, 1u, 2u, 3u) * THREADS, vec4<u32>(vectors - 1u));
+        let a = logits[indices.x];
+        let b = logits[indices.y];
+        let c = logits[indices.z];
+        let d = logits[indices.w];
+        let fours = array<vec4<f32>, 4>(a, b, c, d);
+        for (var four = 0u; four < 4u; four += 1u) {
+            for (var part = 0u; part < 4u; part += 1u) {
+                let candidate = 4u * indices[four] + part;
+                let logit = fours[four][part];
+                if (logit > value && candidate < params.dim) {
+                    value = logit;
+                    id = candidate;
+                }
             }
         }
     }

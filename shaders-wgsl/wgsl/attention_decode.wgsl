@@ -12,7 +12,7 @@
 @group(0) @binding(1) var<storage, read> state: StepState;
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> k_ring: array<vec4<u32>>;
-@group(0) @binding(4) var<storage, read> v_ring: array<u32>;
+@group(0) @binding(4) var<storage, read> v_ring: array<vec4<u32>>;
 @group(0) @binding(5) var<storage, read> spans: array<HeadSpan>;
 @group(0) @binding(6) var<storage, read> items: array<DecodeItem>;
 @group(0) @binding(7) var<storage, read_write> partials: array<f32>;
@@ -21,13 +21,16 @@ const THREADS: u32 = 128u;
 const HEAD_DIM4: u32 = HEAD_DIM / 4u;
 const HEAD_DIM8: u32 = HEAD_DIM / 8u;
 const PARTIAL: u32 = HEAD_DIM + 2u;
-// In the weighted sum of V a thread holds a pair of channels; the threads beyond take other keys.
-const PAIRS: u32 = HEAD_DIM / 2u;
-const LANES: u32 = THREADS / PAIRS;
+// In the weighted sum of V a thread holds eight channels; the threads beyond take other keys.
+const LANES: u32 = THREADS / HEAD_DIM8;
+// The lanes' sums of one head, [channel of eight][thread], and how many heads of them fit beside each other.
+const HEAD_SUMS: u32 = 8u * THREADS;
+const SCRATCH: u32 = max(2u * HEADS_PER_ITEM * DECODE_KEYS, HEAD_SUMS);
+const HEADS_PER_ROUND: u32 = SCRATCH / HEAD_SUMS;
 
 var<workgroup> queries: array<vec4<f32>, HEADS_PER_ITEM * HEAD_DIM4>;
-// Scores, then weights [head][key], then the lanes' sums [lane][head][channel].
-var<workgroup> scores: array<f32, HEADS_PER_ITEM * DECODE_KEYS>;
+// Halves of scores [head][half][key], then weights in the place of the first half, then the lanes' sums of some heads.
+var<workgroup> scores: array<f32, SCRATCH>;
 var<workgroup> key_rows: array<u32, DECODE_KEYS>;
 var<workgroup> sixteenths: array<f32, 128>;
 
@@ -53,7 +56,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let share = (visible + item.parts - 1u) / item.parts;
     let first = min(item.part * share, visible);
     let keys = min(share, visible - first);
-
+    if (keys == 0u) {
+        // Nobody reads the sum of a part without keys.
+        if (thread < HEADS_PER_ITEM) {
+            let at = (group.x * HEADS_PER_ITEM + thread) * PARTIAL + HEAD_DIM;
+            partials[at] = UNSEEN;
+            partials[at + 1u] = 0.0;
+        }
+        return;
+    }
     for (var index = thread; index < HEADS_PER_ITEM * HEAD_DIM4; index += THREADS) {
         queries[index] = q[item.first_head * HEAD_DIM4 + index];
     }
@@ -64,18 +75,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     workgroupBarrier();
 
-    for (var key = thread; key < keys; key += THREADS) {
+    // Two threads a key, each with every other eight channels: together they read whole sectors of memory.
+    let half = thread % 2u;
+    for (var key = thread / 2u; key < keys; key += THREADS / 2u) {
         let at = key_rows[key] * HEAD_DIM8;
         // Browsers set an array without an initializer to zero once, not in every round of a loop.
         var sums = array<f32, HEADS_PER_ITEM>();
-        for (var channel8 = 0u; channel8 < HEAD_DIM8; channel8 += 1u) {
+        for (var channel8 = half; channel8 < HEAD_DIM8; channel8 += 2u) {
             let words = k_ring[at + channel8];
             for (var head = 0u; head < HEADS_PER_ITEM; head += 1u) {
                 sums[head] += dot8(words, head, channel8);
             }
         }
         for (var head = 0u; head < HEADS_PER_ITEM; head += 1u) {
-            scores[head * DECODE_KEYS + key] = sums[head] * SOFTMAX_SCALE;
+            scores[(2u * head + half) * DECODE_KEYS + key] = sums[head] * SOFTMAX_SCALE;
         }
     }
     workgroupBarrier();
@@ -86,7 +99,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var row_max = UNSEEN;
     if (head < HEADS_PER_ITEM) {
         for (var key = lane; key < keys; key += 16u) {
-            row_max = max(row_max, scores[head * DECODE_KEYS + key]);
+            let at = 2u * head * DECODE_KEYS + key;
+            let score = scores[at] + scores[at + DECODE_KEYS];
+            scores[at] = score;
+            row_max = max(row_max, score);
         }
     }
     sixteenths[thread] = row_max;
@@ -98,8 +114,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var row_sum = 0.0;
     if (head < HEADS_PER_ITEM) {
         for (var key = lane; key < keys; key += 16u) {
-            let weight = exp(scores[head * DECODE_KEYS + key] - row_max);
-            scores[head * DECODE_KEYS + key] = weight;
+            let weight = exp(scores[2u * head * DECODE_KEYS + key] - row_max);
+            scores[2u * head * DECODE_KEYS + key] = weight;
             row_sum += weight;
         }
     }
@@ -115,31 +131,57 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         partials[at + 1u] = row_sum;
     }
 
-    let pair = thread % PAIRS;
-    let key_lane = thread / PAIRS;
-    var sums: array<vec2<f32>, HEADS_PER_ITEM>;
+    let channel8 = thread % HEAD_DIM8;
+    let key_lane = thread / HEAD_DIM8;
+    var low = array<vec4<f32>, HEADS_PER_ITEM>();
+    var high = array<vec4<f32>, HEADS_PER_ITEM>();
     if (key_lane < LANES) {
-        for (var key = key_lane; key < keys; key += LANES) {
-            let value = unpack2x16float(v_ring[key_rows[key] * PAIRS + pair]);
+        // Two keys at a time, so that two are on their way at once; past the end the last one again, without weight.
+        for (var key = key_lane; key < keys; key += 2u * LANES) {
+            let has_other = key + LANES < keys;
+            let other = select(key, key + LANES, has_other);
+            let words = v_ring[key_rows[key] * HEAD_DIM8 + channel8];
+            let other_words = v_ring[key_rows[other] * HEAD_DIM8 + channel8];
+            let value_low = vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
+            let value_high = vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w));
+            let other_low = vec4<f32>(unpack2x16float(other_words.x), unpack2x16float(other_words.y));
+            let other_high = vec4<f32>(unpack2x16float(other_words.z), unpack2x16float(other_words.w));
             for (var served = 0u; served < HEADS_PER_ITEM; served += 1u) {
-                sums[served] += scores[served * DECODE_KEYS + key] * value;
+                let weight = scores[2u * served * DECODE_KEYS + key];
+                let other_weight = select(0.0, scores[2u * served * DECODE_KEYS + other], has_other);
+                low[served] += weight * value_low + other_weight * other_low;
+                high[served] += weight * value_high + other_weight * other_high;
             }
         }
     }
-    workgroupBarrier();
-    if (key_lane < LANES) {
-        for (var served = 0u; served < HEADS_PER_ITEM; served += 1u) {
-            let at = (key_lane * HEADS_PER_ITEM + served) * HEAD_DIM + 2u * pair;
-            scores[at] = sums[served].x;
-            scores[at + 1u] = sums[served].y;
+    for (var round = 0u; round < HEADS_PER_ITEM; round += HEADS_PER_ROUND) {
+        workgroupBarrier();
+        for (var index = 0u; index < HEADS_PER_ROUND; index += 1u) {
+            let served = round + index;
+            if (served < HEADS_PER_ITEM && key_lane < LANES) {
+                let at = index * HEAD_SUMS + thread;
+                scores[at] = low[served].x;
+                scores[at + THREADS] = low[served].y;
+                scores[at + 2u * THREADS] = low[served].z;
+                scores[at + 3u * THREADS] = low[served].w;
+                scores[at + 4u * THREADS] = high[served].x;
+                scores[at + 5u * THREADS] = high[served].y;
+                scores[at + 6u * THREADS] = high[served].z;
+                scores[at + 7u * THREADS] = high[served].w;
+            }
         }
-    }
-    workgroupBarrier();
-    for (var index = thread; index < HEADS_PER_ITEM * HEAD_DIM; index += THREADS) {
-        var sum = 0.0;
-        for (var other = 0u; other < LANES; other += 1u) {
-            sum += scores[other * HEADS_PER_ITEM * HEAD_DIM + index];
+        workgroupBarrier();
+        for (var index = thread; index < HEADS_PER_ROUND * HEAD_DIM; index += THREADS) {
+            let served = round + index / HEAD_DIM;
+            let channel = index % HEAD_DIM;
+            if (served < HEADS_PER_ITEM) {
+                let at = (index / HEAD_DIM) * HEAD_SUMS + (channel % 8u) * THREADS + channel / 8u;
+                var sum = 0.0;
+                for (var other = 0u; other < LANES; other += 1u) {
+                    sum += scores[at + other * HEAD_DIM8];
+                }
+                partials[(group.x * HEADS_PER_ITEM + served) * PARTIAL + channel] = sum;
+            }
         }
-        partials[(group.x * HEADS_PER_ITEM + index / HEAD_DIM) * PARTIAL + index % HEAD_DIM] = sum;
     }
 }

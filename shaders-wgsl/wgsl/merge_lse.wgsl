@@ -3,8 +3,8 @@
 // partials  rows of head_dim values (weighted sums of V), row_max, row_sum
 // heads  where each query head's partials lie            y  [heads][head_dim] f32
 // Grid: (heads); a workgroup of 256 handles one query head: a thread has a channel, and the threads beyond
-// head_dim other parts. Weights go through workgroup memory, 512 parts at a time. An empty part has row_sum 0 and a
-// row_max that no score reaches. Numerics: f32. Twin: reference/src/merge_lse.rs.
+// head_dim other parts. Weights go through workgroup memory, 512 parts at a time. An empty part has row_sum 0 and UNSEEN
+// for its row_max; after the last part with keys nothing else is read. Numerics: f32. Twin: reference/src/merge_lse.rs.
 
 @group(0) @binding(2) var<storage, read> partials: array<f32>;
 @group(0) @binding(3) var<storage, read> heads: array<HeadParts>;
@@ -17,34 +17,39 @@ const TILE_PARTS: u32 = 512u;
 
 var<workgroup> weights: array<f32, 512>;
 var<workgroup> values: array<f32, 256>;
+var<workgroup> pairs: array<vec2<f32>, 256>;
 
-fn largest(thread: u32, value: f32) -> f32 {
-    values[thread] = value;
+// The largest of either component.
+fn largest(thread: u32, value: vec2<f32>) -> vec2<f32> {
+    pairs[thread] = value;
     workgroupBarrier();
     var result = value;
     if (thread < 16u) {
         for (var other = thread; other < THREADS; other += 16u) {
-            result = max(result, values[other]);
+            result = max(result, pairs[other]);
         }
-        values[thread] = result;
+        pairs[thread] = result;
     }
     workgroupBarrier();
-    result = values[0];
+    result = pairs[0];
     for (var other = 1u; other < 16u; other += 1u) {
-        result = max(result, values[other]);
+        result = max(result, pairs[other]);
     }
-    workgroupBarrier();
     return result;
 }
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let head = heads[group.x];
-    var row_max = UNSEEN;
+    // The parts with keys are the first ones; while the cache fills there are many without.
+    var own = vec2<f32>(UNSEEN, 0.0);
     for (var part = thread; part < head.parts; part += THREADS) {
-        row_max = max(row_max, partials[(head.first + part * head.stride) * PARTIAL + HEAD_DIM]);
+        let part_max = partials[(head.first + part * head.stride) * PARTIAL + HEAD_DIM];
+        own = vec2<f32>(max(own.x, part_max), select(own.y, f32(part + 1u), part_max > UNSEEN));
     }
-    row_max = largest(thread, row_max);
+    let all = largest(thread, own);
+    let row_max = all.x;
+    let with_keys = u32(all.y);
 
     let channel = thread % HEAD_DIM;
     let lane = thread / HEAD_DIM;
@@ -52,7 +57,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sum = 0.0;
     var row_sum = 0.0;
     for (var tile = 0u; tile < head.parts; tile += TILE_PARTS) {
-        let parts = min(head.parts - tile, TILE_PARTS);
+        let parts = min(max(with_keys, tile) - tile, TILE_PARTS);
         workgroupBarrier();
         for (var part = thread; part < parts; part += THREADS) {
             let at = (head.first + (tile + part) * head.stride) * PARTIAL + HEAD_DIM;

@@ -201,7 +201,11 @@ impl TestGpu {
             layout: Some(&layout),
             module: &module,
             entry_point: Some(ENTRY_POINT),
-            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            // As the engine does: kernels must not count on zeros.
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..wgpu::PipelineCompilationOptions::default()
+            },
             cache: None,
         });
         self.pipelines.insert(source, pipeline.clone());

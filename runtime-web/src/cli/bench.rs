@@ -62,6 +62,8 @@ struct Row {
     name: String,
     tokens: u32,
     secs: Vec<f64>,
+    /// Of these, what the host took to write the commands, while the device worked on earlier ones.
+    host_secs: Vec<f64>,
 }
 
 /// The kernels of a token at a depth.
@@ -117,6 +119,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<String, CliError> {
             name: format!("pp{tokens}"),
             tokens,
             secs: Vec::new(),
+            host_secs: Vec::new(),
         };
         for _ in 0..args.repetitions {
             engine.reset();
@@ -133,29 +136,32 @@ pub(super) fn bench(args: &BenchArgs) -> Result<String, CliError> {
             name: format!("tg{}@d{depth}", args.decode_tokens),
             tokens: args.decode_tokens,
             secs: Vec::new(),
+            host_secs: Vec::new(),
         };
         for _ in 0..args.repetitions {
             at_depth(&mut engine, args, &ids(depth.max(1)))?;
             let started = Instant::now();
-            let (mut left, mut begun) = (args.decode_tokens, 0);
+            let (mut left, mut begun, mut host) = (args.decode_tokens, 0, 0.0);
             while left > 0 {
                 while engine.in_flight() < 2 && begun < args.decode_tokens {
                     let count =
                         (args.decode_tokens - begun).min(args.batch.clamp(1, MAX_DECODE_BATCH));
+                    let writing = Instant::now();
                     engine.begin(count, &greedy)?;
+                    host += writing.elapsed().as_secs_f64();
                     begun += count;
                 }
                 let ids = pollster::block_on(engine.collect())?;
                 left = left.saturating_sub(u32::try_from(ids.len()).unwrap_or(left));
             }
             row.secs.push(started.elapsed().as_secs_f64());
+            row.host_secs.push(host);
         }
         if args.decode_tokens > 0 {
             rows.push(row);
         }
         if args.kernels {
             at_depth(&mut engine, args, &ids(depth.max(1)))?;
-            pollster::block_on(engine.decode(1))?;
             let kernels = pollster::block_on(engine.time_kernels(KERNEL_SAMPLES))?;
             tables.push(KernelTable { depth, kernels });
         }
@@ -169,7 +175,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<String, CliError> {
 
 /// Tokens of the check before timing, those decoded included.
 const CHECKED: u32 = 64;
-/// Tokens over which the median of a kernel's time is taken.
+/// Times over which the median of a kernel's time is taken.
 const KERNEL_SAMPLES: u32 = 21;
 /// Of the largest logit: f32 sums in another order, through f16 caches.
 const CHECK_TOLERANCE: f32 = 2e-2;
@@ -251,7 +257,7 @@ fn render(
     if args.engine.json {
         let rows: Vec<_> = rows
             .iter()
-            .map(|row| json!({ "name": row.name, "tokens": row.tokens, "secs": row.secs, "tokensPerSec": row.rate() }))
+            .map(|row| json!({ "name": row.name, "tokens": row.tokens, "secs": row.secs, "hostSecs": row.host_secs, "tokensPerSec": row.rate() }))
             .collect();
         let tables: Vec<_> = tables
             .iter()
@@ -284,11 +290,12 @@ fn render(
         .map(|row| {
             let (low, high) = row.spread();
             format!(
-                "{:<16} {:>10.2} tokens/s   {:.4} to {:.4} s",
+                "{:<16} {:>10.2} tokens/s   {:.4} to {:.4} s{}",
                 row.name,
                 row.rate(),
                 low,
-                high
+                high,
+                row.host()
             )
         })
         .collect();
@@ -361,6 +368,16 @@ impl Row {
         secs.sort_by(f64::total_cmp);
         secs.get(secs.len() / 2)
             .map_or(f64::NAN, |median| f64::from(self.tokens) / median)
+    }
+
+    /// What the host took, where it was measured.
+    fn host(&self) -> String {
+        let most = self.host_secs.iter().copied().fold(f64::NAN, f64::max);
+        if most.is_nan() {
+            String::new()
+        } else {
+            format!(", the host at most {most:.4} s")
+        }
     }
 
     fn spread(&self) -> (f64, f64) {

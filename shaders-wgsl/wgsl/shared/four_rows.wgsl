@@ -1,10 +1,10 @@
 // Four rows of weights against one token, with the norm in the load: what `project`, `qkv` and `gate_up` share.
 //
-// LANES threads share four rows, so THREADS / LANES sets of four rows make a workgroup. The inputs go through
+// LANES of 256 threads share four rows, so 256 / LANES sets of four rows make a workgroup. The inputs go through
 // workgroup memory in tiles of 2,048 columns, [vector of a group][group], so that neighbouring lanes, which take
 // neighbouring groups of 32 columns, read neighbouring vectors. Each input is multiplied with the norm's weight on its
 // way, and the sum of squares is taken along: every workgroup finds the root of the mean square by itself.
-// The block after the current one is already on its way while the current one is multiplied.
+// The tile and the block after the current ones are on their way while the current ones are multiplied.
 
 @group(0) @binding(1) var<storage, read> state: StepState;
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
@@ -16,6 +16,19 @@ const TILE_STRIDE: u32 = TILE_GROUPS + 1u;
 var<workgroup> tile: array<vec4<f32>, 520>;
 var<workgroup> partials: array<vec4<f32>, THREADS>;
 var<workgroup> squares: array<f32, THREADS>;
+
+struct Input {
+    value: vec4<f32>,
+    norm: vec4<f32>,
+}
+
+// Four inputs and the norm's weights for them; nothing past the end of the row.
+fn load_input(col4: u32, cols4: u32, first_input: u32, norm_at: u32) -> Input {
+    if (col4 >= cols4) {
+        return Input(vec4<f32>(0.0), vec4<f32>(0.0));
+    }
+    return Input(x[first_input + col4], norm4(norm_at, col4));
+}
 
 // The products of the rows that begin at these indices of `values` and of the scales with the token whose inputs
 // begin at first_input, divided by the root of the mean square where there is a norm. Only lane 0 of a set gets them.
@@ -36,24 +49,26 @@ fn four_rows(
     var block_1 = load_block(values_at.y, scales_at.y, first);
     var block_2 = load_block(values_at.z, scales_at.z, first);
     var block_3 = load_block(values_at.w, scales_at.w, first);
+    // Two inputs of a tile a thread.
+    var input_a = load_input(thread, cols4, first_input, norm_at);
+    var input_b = load_input(thread + THREADS, cols4, first_input, norm_at);
+    let slot = (thread % 8u) * TILE_STRIDE + thread / 8u;
     var sums = vec4<f32>(0.0);
     var square_sum = 0.0;
     for (var tile_first = 0u; tile_first < groups; tile_first += TILE_GROUPS) {
         let tile_groups = min(groups - tile_first, TILE_GROUPS);
-        workgroupBarrier();
-        for (var index = thread; index < 8u * tile_groups; index += THREADS) {
-            let col4 = 8u * tile_first + index;
-            var value = vec4<f32>(0.0);
-            if (col4 < cols4) {
-                value = x[first_input + col4];
-                if (NORM) {
-                    square_sum += dot(value, value);
-                    value *= norm4(norm_at, col4);
-                }
-            }
-            tile[(index % 8u) * TILE_STRIDE + index / 8u] = value;
+        if (NORM) {
+            square_sum += dot(input_a.value, input_a.value) + dot(input_b.value, input_b.value);
+            input_a.value *= input_a.norm;
+            input_b.value *= input_b.norm;
         }
         workgroupBarrier();
+        tile[slot] = input_a.value;
+        tile[slot + THREADS / 8u] = input_b.value;
+        workgroupBarrier();
+        let next_input = 8u * (tile_first + TILE_GROUPS) + thread;
+        input_a = load_input(next_input, cols4, first_input, norm_at);
+        input_b = load_input(next_input + THREADS, cols4, first_input, norm_at);
         for (var in_tile = lane; in_tile < tile_groups; in_tile += LANES) {
             let group = tile_first + in_tile;
             let next = min(group + LANES, groups - 1u);
@@ -87,19 +102,19 @@ fn four_rows(
         }
     }
 
-    // Eight sums a set, then one; the same for the squares of the whole workgroup.
+    // Eight sums a set, then one; sixteen sums of squares of the whole workgroup, then one.
     partials[thread] = sums;
     squares[thread] = square_sum;
     workgroupBarrier();
     if (lane < 8u) {
-        for (var other = lane + 8u; other < LANES; other += 8u) {
-            sums += partials[thread - lane + other];
+        for (var other = 8u; other < LANES; other += 8u) {
+            sums += partials[thread + other];
         }
         partials[thread] = sums;
     }
-    if (NORM && thread < 8u) {
-        for (var other = thread + 8u; other < THREADS; other += 8u) {
-            square_sum += squares[other];
+    if (NORM && thread < 16u) {
+        for (var other = 16u; other < THREADS; other += 16u) {
+            square_sum += squares[thread + other];
         }
         squares[thread] = square_sum;
     }
@@ -110,7 +125,7 @@ fn four_rows(
         }
         if (NORM) {
             var total = 0.0;
-            for (var other = 0u; other < 8u; other += 1u) {
+            for (var other = 0u; other < 16u; other += 1u) {
                 total += squares[other];
             }
             sums *= 1.0 / sqrt(total / f32(cols) + eps);
