@@ -30,8 +30,9 @@ const CHUNK_SOFTWARE: u32 = 64;
 pub struct EngineOptions {
     /// Tokens that a prefill call takes at most; by default as many as the scratch holds, 64 on a software adapter.
     pub prefill_chunk: Option<u32>,
-    /// Which kernels decode: fused ones unless they are being measured against separate ones.
-    pub decode_kernels: DecodeKernels,
+    /// Which kernels decode; by default the fused ones, and separate ones on a software adapter, which is quicker with
+    /// small workgroups.
+    pub decode_kernels: Option<DecodeKernels>,
 }
 
 /// One context of one model.
@@ -90,13 +91,18 @@ impl Engine {
 
         let scopes = open_scopes(&gpu);
         let mut pipelines = Pipelines::new(&gpu, setup.heads());
+        let kernels = options.decode_kernels.unwrap_or(if gpu.is_software() {
+            DecodeKernels::Separate
+        } else {
+            DecodeKernels::Fused
+        });
         let program = Program::new(
             &mut pipelines,
             &mut allocator,
             &setup,
             &shards,
             &buffers,
-            options.decode_kernels,
+            kernels,
         );
         close_scopes(scopes, "the kernels", bytes).await?;
         let program = program?;

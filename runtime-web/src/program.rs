@@ -95,10 +95,9 @@ pub(crate) struct Program {
 
 /// Whether decode runs the kernels that do several things at once, or the same operations one by one: what the fused
 /// kernels are measured against, and what serves the few tensors that they do not.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DecodeKernels {
     /// Norms, rotation, the way into the ring, gates and residuals inside the projections.
-    #[default]
     Fused,
     /// One operation a dispatch.
     Separate,

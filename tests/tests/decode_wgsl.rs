@@ -27,6 +27,14 @@ fn model(dtype: DType) -> TinyModel {
     TinyModel::new(config, plan, dtype, DType::F32, 1)
 }
 
+/// On a software adapter the separate kernels would be the default.
+fn options(kernels: DecodeKernels) -> EngineOptions {
+    EngineOptions {
+        decode_kernels: Some(kernels),
+        ..EngineOptions::default()
+    }
+}
+
 fn prefill(engine: &mut Engine, ids: &[u32]) {
     let mut taken = 0;
     while taken < ids.len() {
@@ -40,12 +48,10 @@ fn prefill(engine: &mut Engine, ids: &[u32]) {
     ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
 )]
 fn a_layer_takes_six_dispatches() {
-    let dispatches = |model: &TinyModel, decode_kernels| {
-        let options = EngineOptions {
-            decode_kernels,
-            ..EngineOptions::default()
-        };
-        model.engine(CONTEXT, options).dispatches_per_token()
+    let dispatches = |model: &TinyModel, kernels| {
+        model
+            .engine(CONTEXT, options(kernels))
+            .dispatches_per_token()
     };
     let extras = tiny::config_with_extras();
     let plan = tiny::plan(&extras, 8, &[24]);
@@ -73,12 +79,8 @@ fn fused_and_separate_kernels_agree() {
             TinyModel::new(extras, plan, DType::Q8, DType::F16, 2),
         ),
     ] {
-        let run = |decode_kernels| {
-            let options = EngineOptions {
-                decode_kernels,
-                ..EngineOptions::default()
-            };
-            let mut engine = model.engine(CONTEXT, options);
+        let run = |kernels| {
+            let mut engine = model.engine(CONTEXT, options(kernels));
             // Token by token through the cache, wrapped rings included: the prompt is short on purpose.
             prefill(&mut engine, &ids(3, 40));
             let chosen = block_on(engine.decode(32)).unwrap();
@@ -102,7 +104,7 @@ fn fused_and_separate_kernels_agree() {
 )]
 fn batches_in_flight_give_what_single_tokens_give() {
     let model = model(DType::Q8);
-    let mut engine = model.engine(CONTEXT, EngineOptions::default());
+    let mut engine = model.engine(CONTEXT, options(DecodeKernels::Fused));
     let prompt = ids(5, 70);
     let greedy = Sampler::greedy();
     prefill(&mut engine, &prompt);
@@ -165,7 +167,7 @@ fn batches_in_flight_give_what_single_tokens_give() {
 )]
 fn a_stop_token_stops_the_device() {
     let model = model(DType::F16);
-    let mut engine = model.engine(CONTEXT, EngineOptions::default());
+    let mut engine = model.engine(CONTEXT, options(DecodeKernels::Fused));
     let prompt = ids(6, 50);
     prefill(&mut engine, &prompt);
     let all = block_on(engine.decode(32)).unwrap();
@@ -219,7 +221,7 @@ fn a_stop_token_stops_the_device() {
 )]
 fn draws_depend_on_seed_and_text_alone() {
     let model = model(DType::Q4);
-    let mut engine = model.engine(CONTEXT, EngineOptions::default());
+    let mut engine = model.engine(CONTEXT, options(DecodeKernels::Fused));
     let prompt = ids(8, 60);
     let options = SamplingOptions {
         temperature: 0.9,

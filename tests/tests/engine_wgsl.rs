@@ -9,8 +9,8 @@ use moa_mask::{ModelMasks, PREFILL_CHUNK, RingLayout, SLACK, memory};
 use moa_reference::argmax::argmax;
 use moa_reference::compare::{Tolerance, compare};
 use moa_runtime_web::{
-    Engine, EngineError, EngineOptions, Gpu, GpuOptions, Request, Sampler, SamplingOptions, Setup,
-    StopReason, generate,
+    DecodeKernels, Engine, EngineError, EngineOptions, Gpu, GpuOptions, Request, Sampler,
+    SamplingOptions, Setup, StopReason, generate,
 };
 use moa_tests::random::Random;
 use moa_tests::tiny::{self, KvStored, TinyModel};
@@ -74,7 +74,11 @@ fn logits_equal_the_f64_forward_for_every_type() {
         ("q4, f16 biases", extras(DType::Q4, DType::F16)),
     ];
     for (name, model) in models {
-        let mut engine = model.engine(CONTEXT, EngineOptions::default());
+        let options = EngineOptions {
+            decode_kernels: Some(DecodeKernels::Fused),
+            ..EngineOptions::default()
+        };
+        let mut engine = model.engine(CONTEXT, options);
         let masks = model.masks(CONTEXT);
         let prompt = ids(3, 173, model.config().vocab_size);
         prefill(&mut engine, &prompt);

@@ -79,11 +79,11 @@ pub(super) fn bench(args: &BenchArgs) -> Result<String, CliError> {
         let deepest = depths.iter().max().copied().unwrap_or(0);
         most_prompt.max(deepest.saturating_add(tail)).max(CHECKED)
     };
-    let kernels = if args.separate {
+    let kernels = Some(if args.separate {
         DecodeKernels::Separate
     } else {
         DecodeKernels::Fused
-    };
+    });
     let (mut engine, depths) = match (args.shape, &args.bundle) {
         (Some(shape), _) => {
             let (manifest, plan, shards) = shape

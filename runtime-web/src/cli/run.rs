@@ -78,8 +78,7 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<String, CliError> {
         .unwrap_or(u32::MAX)
         .saturating_add(args.max_tokens);
     let started = Instant::now();
-    let kernels = DecodeKernels::Fused;
-    let mut engine = make_engine(&args.engine, &bundle, plan, needed, kernels, false)?;
+    let mut engine = make_engine(&args.engine, &bundle, plan, needed, None, false)?;
     let load_secs = started.elapsed().as_secs_f64();
 
     let stop = if args.ignore_eos {
@@ -138,7 +137,7 @@ pub(super) fn make_engine(
     bundle: &Bundle,
     plan: Plan,
     needed: u32,
-    decode_kernels: DecodeKernels,
+    decode_kernels: Option<DecodeKernels>,
     timestamps: bool,
 ) -> Result<Engine, CliError> {
     let context = args
@@ -154,7 +153,7 @@ pub(super) fn make_engine(
 pub(super) fn load(
     args: &EngineArgs,
     setup: Setup,
-    decode_kernels: DecodeKernels,
+    decode_kernels: Option<DecodeKernels>,
     timestamps: bool,
     shards: &[Vec<u8>],
 ) -> Result<Engine, CliError> {
@@ -174,7 +173,7 @@ pub(super) fn load(
 
 fn options(
     args: &EngineArgs,
-    decode_kernels: DecodeKernels,
+    decode_kernels: Option<DecodeKernels>,
     timestamps: bool,
 ) -> (GpuOptions, EngineOptions) {
     let gpu = GpuOptions {

@@ -147,71 +147,67 @@ fn check_project(
         project(last, norm, &weights, add.then_some(&before[own.clone()]))
     };
     let expected = twin(EPS.into());
-    let mut largest = 0.0f64;
-    {
-        let kernel = Kernel::Project {
-            weight,
-            norm,
-            add,
-            lanes,
-        };
-        let label = format!("{} {pieces:?} x {cols}", kernel.label());
-        let poisoned = if add {
-            before.clone()
-        } else {
-            vec![f32::from_bits(POISON); out]
-        };
-        let run = |tokens: usize| {
-            let outputs = test_gpu().run(
-                kernel,
-                SHAPE,
-                (rows.div_ceil(lanes.rows()), 1),
-                &[
-                    ("params", Data::Bytes(bytes_of(&params))),
-                    (
-                        "state",
-                        Data::U32(&state(7, u32::try_from(tokens).unwrap())),
-                    ),
-                    ("x", Data::F32(&x)),
-                    ("values", Data::Bytes(&file.bytes)),
-                    ("words", Data::Bytes(&file.bytes)),
-                    ("vector", Data::U32(&vector)),
-                    ("y", Data::F32(&poisoned)),
-                ],
-            );
-            outputs["y"].clone()
-        };
-        let y = run(tokens);
-        let error = compare(&floats(&y[own.clone()]), &expected, PROJECT).assert(&label);
-        largest = largest.max(error);
-        assert!(
-            y[..own.start] == bits(&poisoned)[..own.start]
-                && y[own.end..] == bits(&poisoned)[own.end..],
-            "{label}: rows of others stay"
+    let kernel = Kernel::Project {
+        weight,
+        norm,
+        add,
+        lanes,
+    };
+    let label = format!("{} {pieces:?} x {cols}", kernel.label());
+    let poisoned = if add {
+        before.clone()
+    } else {
+        vec![f32::from_bits(POISON); out]
+    };
+    let run = |tokens: usize| {
+        let outputs = test_gpu().run(
+            kernel,
+            SHAPE,
+            (rows.div_ceil(lanes.rows()), 1),
+            &[
+                ("params", Data::Bytes(bytes_of(&params))),
+                (
+                    "state",
+                    Data::U32(&state(7, u32::try_from(tokens).unwrap())),
+                ),
+                ("x", Data::F32(&x)),
+                ("values", Data::Bytes(&file.bytes)),
+                ("words", Data::Bytes(&file.bytes)),
+                ("vector", Data::U32(&vector)),
+                ("y", Data::F32(&poisoned)),
+            ],
         );
-        assert!(
-            run(0) == bits(&poisoned),
-            "{label}: nothing in flight, nothing done"
-        );
-        // Controls: one changed value, the rows moved by one, another eps.
-        let mut changed = expected.clone();
-        changed[rows as usize - 1] += 1e-3 + 1e-3 * changed[rows as usize - 1].abs();
-        assert!(
-            !compare(&floats(&y[own.clone()]), &changed, PROJECT).passed(),
-            "{label}: one changed value passed"
-        );
-        changed.clone_from(&expected);
-        changed.rotate_left(1);
-        assert!(
-            rows == 1 || !compare(&floats(&y[own.clone()]), &changed, PROJECT).passed(),
-            "{label}: the neighbouring row passed"
-        );
-        assert!(
-            norm.is_none() || !compare(&floats(&y[own.clone()]), &twin(0.1), PROJECT).passed(),
-            "{label}: another eps passed"
-        );
-    }
-    largest
+        outputs["y"].clone()
+    };
+    let y = run(tokens);
+    let error = compare(&floats(&y[own.clone()]), &expected, PROJECT).assert(&label);
+    assert!(
+        y[..own.start] == bits(&poisoned)[..own.start]
+            && y[own.end..] == bits(&poisoned)[own.end..],
+        "{label}: rows of others stay"
+    );
+    assert!(
+        run(0) == bits(&poisoned),
+        "{label}: nothing in flight, nothing done"
+    );
+    // Controls: one changed value, the rows moved by one, another eps.
+    let mut changed = expected.clone();
+    changed[rows as usize - 1] += 1e-3 + 1e-3 * changed[rows as usize - 1].abs();
+    assert!(
+        !compare(&floats(&y[own.clone()]), &changed, PROJECT).passed(),
+        "{label}: one changed value passed"
+    );
+    changed.clone_from(&expected);
+    changed.rotate_left(1);
+    assert!(
+        rows == 1 || !compare(&floats(&y[own.clone()]), &changed, PROJECT).passed(),
+        "{label}: the neighbouring row passed"
+    );
+    assert!(
+        norm.is_none() || !compare(&floats(&y[own.clone()]), &twin(0.1), PROJECT).passed(),
+        "{label}: another eps passed"
+    );
+    error
 }
 
 #[test]
@@ -259,68 +255,66 @@ fn gates_with_their_projections_equal_their_twin() {
         for (index, (rows, cols)) in [(1, 32), (7, 96), (41, 576), (64, 2080), (13, ragged)]
             .into_iter()
             .enumerate()
+        let kind = VectorType::ALL[index % 2];
+        let mut random = Random::new(u64::from(rows * cols));
+        let mut file = File::default();
+        let (norm_at, norm_weight) = file.vector(kind, &norm_weights(&mut random, cols));
+        let (gate_at, gate_scales_at, gate) = file.matrix(&mut random, weight, rows, cols);
+        let (up_at, up_scales_at, up) = file.matrix(&mut random, weight, rows, cols);
+        let x = random.spiked(cols as usize, 1.0);
+        let params = GateUpParams {
+            gate_at,
+            gate_scales_at,
+            up_at,
+            up_scales_at,
+            norm_at,
+            cols,
+            eps: EPS,
+            rows,
+            row_offset: 2,
+            ..GateUpParams::default()
+        };
+        let norm = Norm {
+            weight: &norm_weight,
+            eps: EPS.into(),
+        };
+        let expected = gate_up(&x, norm, &gate, &up);
         {
-            let kind = VectorType::ALL[index % 2];
-            let mut random = Random::new(u64::from(rows * cols));
-            let mut file = File::default();
-            let (norm_at, norm_weight) = file.vector(kind, &norm_weights(&mut random, cols));
-            let (gate_at, gate_scales_at, gate) = file.matrix(&mut random, weight, rows, cols);
-            let (up_at, up_scales_at, up) = file.matrix(&mut random, weight, rows, cols);
-            let x = random.spiked(cols as usize, 1.0);
-            let params = GateUpParams {
-                gate_at,
-                gate_scales_at,
-                up_at,
-                up_scales_at,
-                norm_at,
-                cols,
-                eps: EPS,
-                rows,
-                row_offset: 2,
-                ..GateUpParams::default()
+            let lanes = Lanes::ALL[index % 3];
+            let kernel = Kernel::GateUp {
+                weight,
+                norm: kind,
+                lanes,
             };
-            let norm = Norm {
-                weight: &norm_weight,
-                eps: EPS.into(),
-            };
-            let expected = gate_up(&x, norm, &gate, &up);
-            {
-                let lanes = Lanes::ALL[index % 3];
-                let kernel = Kernel::GateUp {
-                    weight,
-                    norm: kind,
-                    lanes,
-                };
-                let label = format!("{} {rows} x {cols}", kernel.label());
-                let out = rows as usize + 5;
-                let outputs = test_gpu().run(
-                    kernel,
-                    SHAPE,
-                    ((2 * rows).div_ceil(lanes.rows()), 1),
-                    &[
-                        ("params", Data::Bytes(bytes_of(&params))),
-                        ("state", Data::U32(&state(0, 1))),
-                        ("x", Data::F32(&x)),
-                        ("values", Data::Bytes(&file.bytes)),
-                        ("words", Data::Bytes(&file.bytes)),
-                        ("y", Data::Poison(out)),
-                    ],
-                );
-                let (own, rest) = outputs["y"][2..].split_at(rows as usize);
-                let error = compare(&floats(own), &expected, GATE_UP).assert(&label);
-                largest = largest.max(error);
-                assert!(
-                    rest.iter()
-                        .chain(&outputs["y"][..2])
-                        .all(|&word| word == POISON),
-                    "{label}: rows of others stay"
-                );
-                let swapped = gate_up(&x, norm, &up, &gate);
-                assert!(
-                    !compare(&floats(own), &swapped, GATE_UP).passed(),
-                    "{label}: swapped passed"
-                );
-            }
+            let label = format!("{} {rows} x {cols}", kernel.label());
+            let out = rows as usize + 5;
+            let outputs = test_gpu().run(
+                kernel,
+                SHAPE,
+                ((2 * rows).div_ceil(lanes.rows()), 1),
+                &[
+                    ("params", Data::Bytes(bytes_of(&params))),
+                    ("state", Data::U32(&state(0, 1))),
+                    ("x", Data::F32(&x)),
+                    ("values", Data::Bytes(&file.bytes)),
+                    ("words", Data::Bytes(&file.bytes)),
+                    ("y", Data::Poison(out)),
+                ],
+            );
+            let (own, rest) = outputs["y"][2..].split_at(rows as usize);
+            let error = compare(&floats(own), &expected, GATE_UP).assert(&label);
+            largest = largest.max(error);
+            assert!(
+                rest.iter()
+                    .chain(&outputs["y"][..2])
+                    .all(|&word| word == POISON),
+                "{label}: rows of others stay"
+            );
+            let swapped = gate_up(&x, norm, &up, &gate);
+            assert!(
+                !compare(&floats(own), &swapped, GATE_UP).passed(),
+                "{label}: swapped passed"
+            );
         }
         println!("gate_up, {}: {largest:.2e}", weight.name());
     }
