@@ -200,6 +200,9 @@ pub(crate) struct Build {
     /// The bundle's folder; written whole or not at all.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+    /// What people shall call the model. Default: what its files say, or the folder's name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
     /// Calibration and profile.
     #[command(flatten)]
     pub(crate) profile: ProfileArgs,

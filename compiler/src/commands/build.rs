@@ -42,6 +42,7 @@ pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
     let tensors = moa_format::tensors(checkpoint.config()).len();
     let bar = printer.bar("quantizing", tensors as u64);
     let spec = WriteSpec {
+        name: args.name.as_deref().unwrap_or(checkpoint.name()),
         checkpoint,
         plans: std::slice::from_ref(&plan),
         quant,
