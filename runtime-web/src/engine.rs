@@ -112,6 +112,11 @@ impl Engine {
         self.shards.write(&self.gpu, shard, offset, bytes)
     }
 
+    /// Takes note of a chunk that the caller has checked and written to the shard's buffer itself.
+    pub fn accept_chunk(&mut self, shard: usize, offset: u64) -> Result<()> {
+        self.shards.accept(shard, offset)
+    }
+
     /// Waits for the uploads, checks that nothing is missing, and runs two tokens so that drivers have compiled
     /// everything before the first real one.
     pub async fn finish_loading(&mut self) -> Result<()> {
@@ -246,6 +251,17 @@ impl Engine {
         Ok(bytemuck::pod_collect_to_vec(&data))
     }
 
+    /// Makes `id`, chosen by the caller from [`logits`](Self::logits), the pending token.
+    pub fn choose(&mut self, id: u32) -> Result<()> {
+        self.ready()?;
+        self.check_ids(&[id])?;
+        if !self.has_logits {
+            return Err(EngineError::NoLogits);
+        }
+        self.pending = Some(id);
+        Ok(())
+    }
+
     /// Takes back the last `back` tokens of the cache, exactly as if they had never been there; a pending token is
     /// dropped as well. Afterwards something must be prefilled before the next token can be chosen.
     pub fn rewind(&mut self, back: u32) -> Result<()> {
@@ -277,6 +293,33 @@ impl Engine {
         self.longest = 0;
         self.has_logits = false;
         self.pending = None;
+    }
+
+    /// Tokens in the cache, and the longest that it has been: what snapshots keep beside the rings.
+    pub fn position(&self) -> (u32, u32) {
+        (self.len, self.longest)
+    }
+
+    /// Says what restored rings hold: `len` tokens, and `longest` at the most so far.
+    pub fn set_position(&mut self, len: u32, longest: u32) -> Result<()> {
+        self.check_position(len, longest)?;
+        self.len = len;
+        self.longest = longest;
+        self.has_logits = false;
+        self.pending = None;
+        Ok(())
+    }
+
+    /// Refuses a position that this engine cannot have had.
+    pub(crate) fn check_position(&self, len: u32, longest: u32) -> Result<()> {
+        if len > longest || longest > self.setup.context() {
+            return Err(EngineError::BadArgument {
+                what: "position",
+                got: format!("{len} of {longest} tokens"),
+                expected: "no more than the longest, and that within the context",
+            });
+        }
+        Ok(())
     }
 
     /// Tokens in the cache, a pending one not counted.

@@ -18,6 +18,7 @@ mod program;
 mod sampler;
 mod setup;
 mod signal;
+mod snapshot;
 mod weights;
 mod work_list;
 
@@ -33,3 +34,4 @@ pub use generate::{Generated, Progress, Request, StopReason, generate};
 pub use gpu::{Gpu, GpuOptions, Needs};
 pub use sampler::{Sampler, SamplingOptions};
 pub use setup::{KvReport, Setup};
+pub use snapshot::RingCopy;

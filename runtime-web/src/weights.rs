@@ -53,32 +53,44 @@ impl ShardBuffers {
         offset: u64,
         bytes: &[u8],
     ) -> Result<()> {
-        let bad = |reason| EngineError::BadChunk {
-            shard,
-            offset,
-            reason,
-        };
-        let (Some(entry), Some(arrived)) = (self.shards.get(shard), self.arrived.get_mut(shard))
-        else {
-            return Err(bad("there is no such shard"));
-        };
-        if !offset.is_multiple_of(u64::from(CHUNK_BYTES)) {
-            return Err(bad("the offset is not a multiple of the chunk size"));
-        }
-        let chunk = usize::try_from(offset / u64::from(CHUNK_BYTES)).unwrap_or(usize::MAX);
-        match arrived.get(chunk) {
-            None => return Err(bad("the shard ends before it")),
-            Some(true) => return Err(bad("it was written before")),
-            Some(false) => {}
-        }
-        entry
+        let chunk = self.place(shard, offset)?;
+        self.shards[shard]
             .check_chunk(chunk, bytes)
             .map_err(|source| EngineError::Damaged { source })?;
         gpu.queue.write_buffer(&self.buffers[shard], offset, bytes);
         // Staging memory is given back as soon as the copy is done, instead of at the first dispatch.
         gpu.queue.submit([]);
-        arrived[chunk] = true;
+        self.arrived[shard][chunk] = true;
         gpu.check()
+    }
+
+    /// Takes note of a chunk that somebody else has checked and written.
+    pub(crate) fn accept(&mut self, shard: usize, offset: u64) -> Result<()> {
+        let chunk = self.place(shard, offset)?;
+        self.arrived[shard][chunk] = true;
+        Ok(())
+    }
+
+    /// Which chunk of a shard begins at `offset`; an error where none does, or where it is there already.
+    fn place(&self, shard: usize, offset: u64) -> Result<usize> {
+        let bad = |reason| EngineError::BadChunk {
+            shard,
+            offset,
+            reason,
+        };
+        let arrived = self
+            .arrived
+            .get(shard)
+            .ok_or_else(|| bad("there is no such shard"))?;
+        if !offset.is_multiple_of(u64::from(CHUNK_BYTES)) {
+            return Err(bad("the offset is not a multiple of the chunk size"));
+        }
+        let chunk = usize::try_from(offset / u64::from(CHUNK_BYTES)).unwrap_or(usize::MAX);
+        match arrived.get(chunk) {
+            None => Err(bad("the shard ends before it")),
+            Some(true) => Err(bad("it was written before")),
+            Some(false) => Ok(chunk),
+        }
     }
 
     /// Fails while chunks are missing.

@@ -1,12 +1,14 @@
 /** Load progress: exact bytes, with the three fields that WebLLM's pages read kept beside them. */
 
+import type { LoadReport } from "./download.js";
+
 /** Where loading stands. */
 export type LoadPhase = "manifest" | "device" | "download" | "warmup" | "ready";
 
 /** One report of progress. */
 export interface LoadProgress {
   phase: LoadPhase;
-  /** Bytes of weights that were fetched, checked and handed to the GPU. */
+  /** Bytes of weights that are here; each is checked before it is counted for the last time. */
   loaded: number;
   /** Bytes of weights in all; 0 until the manifest is read. */
   total: number;
@@ -14,12 +16,14 @@ export interface LoadProgress {
   progress: number;
   /** Seconds since loading began. */
   timeElapsed: number;
-  /** Mean rate of the download so far. */
+  /** Mean rate so far. */
   bytesPerSec: number;
-  /** Whether the bytes come from a local cache. */
+  /** Whether everything so far came from this device's storage. */
   fromCache: boolean;
   /** One sentence for people. */
   text: string;
+  /** Why the weights are not kept on this device, as soon as that is known. */
+  notKept?: string;
 }
 
 const MIB = 1024 * 1024;
@@ -36,12 +40,13 @@ export class ProgressMeter {
     this.#report = report;
   }
 
-  at(phase: LoadPhase, loaded: number): void {
+  at(phase: LoadPhase, loaded: number, report?: Readonly<LoadReport>): void {
     const now = performance.now();
     if (phase === "download") this.#downloadStart ??= now;
     const seconds = (now - (this.#downloadStart ?? now)) / 1000;
     const total = this.#total;
     const mib = (bytes: number) => (bytes / MIB).toFixed(1);
+    const fromCache = report !== undefined && report.cachedBytes > 0 && report.fetchedBytes === 0;
     const text = {
       manifest: "Reading the manifest",
       device: "Preparing the GPU",
@@ -56,8 +61,9 @@ export class ProgressMeter {
       progress: phase === "ready" ? 1 : total > 0 ? loaded / total : 0,
       timeElapsed: (now - this.#start) / 1000,
       bytesPerSec: seconds > 0 ? loaded / seconds : 0,
-      fromCache: false,
+      fromCache,
       text,
+      ...(report?.notKept === undefined ? {} : { notKept: report.notKept }),
     });
   }
 }
