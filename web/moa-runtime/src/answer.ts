@@ -12,11 +12,15 @@ export interface Usage {
   completion_tokens: number;
   total_tokens: number;
   prompt_tokens_details: { cached_tokens: number };
+  /** The first five are WebLLM's. */
   extra: {
-    prefill_ms: number;
-    decode_ms: number;
+    e2e_latency_s: number;
     prefill_tokens_per_s: number;
     decode_tokens_per_s: number;
+    time_to_first_token_s: number;
+    time_per_output_token_s: number;
+    prefill_ms: number;
+    decode_ms: number;
     /** How often the GPU device was lost and replaced on the way. */
     recoveries: number;
   };
@@ -99,10 +103,13 @@ function usageOf(stats: GenerateStats): Usage {
     total_tokens: stats.promptTokens + stats.completionTokens,
     prompt_tokens_details: { cached_tokens: stats.cachedTokens },
     extra: {
-      prefill_ms: stats.prefillMs,
-      decode_ms: stats.decodeMs,
+      e2e_latency_s: (stats.prefillMs + stats.decodeMs) / 1000,
       prefill_tokens_per_s: rate(stats.promptTokens - stats.cachedTokens, stats.prefillMs),
       decode_tokens_per_s: rate(decoded, stats.decodeMs),
+      time_to_first_token_s: stats.prefillMs / 1000,
+      time_per_output_token_s: stats.decodeMs / 1000 / Math.max(decoded, 1),
+      prefill_ms: stats.prefillMs,
+      decode_ms: stats.decodeMs,
       recoveries: stats.recoveries,
     },
   };

@@ -85,11 +85,12 @@ async function tapNow<T>(lent: GpuDeviceLike | undefined, labels: ReadonlySet<st
   const undo: (() => void)[] = [];
   /** Puts a property of its own before that of the prototype, until the end. */
   const cover = (target: object, name: string, value: unknown) => {
+    const own = Object.getOwnPropertyDescriptor(target, name);
     Object.defineProperty(target, name, { configurable: true, writable: true, value });
-    undo.push(() => Reflect.deleteProperty(target, name));
+    undo.push(() => (own ? Object.defineProperty(target, name, own) : Reflect.deleteProperty(target, name)));
   };
+  const { requestAdapter } = gpu;
   cover(gpu, "requestAdapter", async (options?: unknown) => {
-    const { requestAdapter } = Object.getPrototypeOf(gpu) as GpuLike;
     const adapter = await requestAdapter.call(gpu, options);
     if (!adapter) return adapter;
     if (lent) {

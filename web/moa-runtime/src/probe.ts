@@ -52,7 +52,7 @@ export interface Probe {
 interface AdapterLike {
   info?: { vendor?: string; architecture?: string; description?: string };
   features?: Iterable<string>;
-  limits?: object;
+  limits?: unknown;
 }
 interface Gpu {
   requestAdapter(options?: object): Promise<AdapterLike | null>;
@@ -108,7 +108,7 @@ async function probeDevice(): Promise<Probe> {
   }
   const { vendor = "", architecture = "", description = "" } = adapter.info ?? {};
   const name = description || `${vendor} ${architecture}`.trim() || "unknown adapter";
-  const limits = (adapter.limits ?? {}) as Record<string, number>;
+  const limits = (adapter.limits ?? {}) as unknown as Record<string, number>;
   return {
     ok: true,
     message: `The model can run here, on ${name}.`,

@@ -28,7 +28,7 @@ export interface RequestBase {
   /** Texts that end the answer and are not part of it. */
   stop?: string | readonly string[] | null;
   /** Accepted and repeated in the answer; the engine holds one model. */
-  model?: string;
+  model?: string | null;
   /** Only 1. */
   n?: 1 | null;
 }

@@ -266,7 +266,7 @@ export class Session {
       this.#engine.restoreRings(from.copy);
       this.#cached = [...from.ids];
     }
-    if (best === 0) this.#forget();
+    if (best === 0 && this.#cached.length > 0) this.#forget();
     else this.#rewind(this.#cached.length - best);
   }
 
