@@ -22,6 +22,7 @@ await build({
   entryPoints: { main: here("src/main.ts"), worker: installed("moa-runtime/worker") },
   outdir: out,
   bundle: true,
+  splitting: true,
   format: "esm",
   target: "es2022",
   minify: true,

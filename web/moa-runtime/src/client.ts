@@ -18,6 +18,9 @@ export interface Recovery {
   progress: LoadProgress | undefined;
 }
 
+/** How long a worker's script may take to come. */
+const SILENCE_MS = 60_000;
+
 type WithoutId<R> = R extends { id: number } ? Omit<R, "id"> : never;
 
 /** Talks to one host. */
@@ -50,9 +53,18 @@ export class Client {
     onProgress: (progress: LoadProgress) => void,
     signal: AbortSignal | undefined,
   ): Promise<LoadedInfo> {
-    for await (const answer of this.#ask({ kind: "load", request }, signal)) {
-      if (answer.kind === "progress") onProgress(answer.progress);
-      if (answer.kind === "loaded") return answer.info;
+    // A worker that failed before anybody listened to it never says so.
+    const silence = setTimeout(() => {
+      this.die(new MoaError("internal", "the engine's worker does not answer", { hint: "is the worker's script on the server?" }));
+    }, SILENCE_MS);
+    try {
+      for await (const answer of this.#ask({ kind: "load", request }, signal)) {
+        clearTimeout(silence);
+        if (answer.kind === "progress") onProgress(answer.progress);
+        if (answer.kind === "loaded") return answer.info;
+      }
+    } finally {
+      clearTimeout(silence);
     }
     throw noAnswer();
   }

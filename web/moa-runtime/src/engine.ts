@@ -3,6 +3,7 @@
 import type { NativeOptions, Sampling } from "./bindings.js";
 import { Bundle } from "./bundle.js";
 import { ChatCompletions } from "./chat.js";
+import type { Penalties } from "./chooser.js";
 import { Client, type Recovery, type TokenEvent } from "./client.js";
 import { Completions } from "./completions.js";
 import type { GpuDeviceLike } from "./device.js";
@@ -11,9 +12,9 @@ import { MoaError, throwIfAborted } from "./errors.js";
 import { requireWebGpu } from "./probe.js";
 import type { LoadProgress } from "./progress.js";
 import { type LoadedInfo, type Port, type Snapshot, localChannel } from "./protocol.js";
-import type { CompletionBackend, RequestOptions } from "./request.js";
+import { type CompletionBackend, type RequestOptions, unsupported } from "./request.js";
 import type { GenerateRequest } from "./session.js";
-import { type ModelInput, locate } from "./source.js";
+import { type ModelInput, type ModelLocation, locate } from "./source.js";
 import type { CacheKind } from "./store.js";
 import type { TextCodec } from "./text.js";
 
@@ -50,7 +51,7 @@ export interface EngineOptions extends NativeOptions {
   device?: GpuDeviceLike;
   /** The wasm file, where it does not lie where the package has it. */
   wasmUrl?: string | URL;
-  /** GPU bytes for copies of earlier turns, from which an edit or another try starts. By default the KV cache's size. */
+  /** GPU bytes for copies of earlier turns, from which an edit or another try starts. By default twice the KV cache. */
   turnSnapshotBytes?: number;
   /** How a download waits and gives up. */
   patience?: Partial<Patience>;
@@ -63,6 +64,10 @@ export interface GenerateOptions extends Sampling {
   maxTokens?: number;
   /** Ids that end the answer. By default the model's. */
   stopIds?: readonly number[];
+  /** Makes tokens that were there before less likely; each then takes a round trip. */
+  penalties?: Penalties;
+  /** Reports how likely each token was, and so many of the likeliest beside it; each then takes a round trip. */
+  logprobs?: number;
   signal?: AbortSignal;
 }
 
@@ -112,12 +117,23 @@ export const DEFAULT_CONTEXT = 8192;
 
 /** Loads a bundle. Resolves when every byte was checked and the first token can be asked for. */
 export async function createEngine(options: EngineOptions): Promise<Engine> {
-  const { signal, onProgress = () => undefined } = options;
-  throwIfAborted(signal);
+  throwIfAborted(options.signal);
   const location = locate(options.model);
   if (options.device && options.worker !== false) {
     throw new MoaError("bad-argument", "`device` needs `worker: false`: a device cannot be sent to a worker");
   }
+  // A worker that was given may fail while the manifest is being read.
+  const given = typeof options.worker === "object" ? workerLink(options.worker) : undefined;
+  try {
+    return await create(options, location, given);
+  } catch (error) {
+    given?.end();
+    throw error;
+  }
+}
+
+async function create(options: EngineOptions, location: ModelLocation, given: Link | undefined): Promise<Engine> {
+  const { signal, onProgress = () => undefined } = options;
   await requireWebGpu();
   const start = performance.now();
   onProgress({
@@ -132,9 +148,9 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
   const [plan, codec] = await Promise.all([bundle.choosePlan(options.plan), bundle.codec()]);
   await bundle.note();
 
-  const link = await connect(options.worker);
+  const link = given ?? (await connect(options.worker !== false && typeof Worker !== "undefined"));
   const client = new Client(link.port, options.onRecovery);
-  link.onFailure((what) => {
+  void link.failure.then((what) => {
     client.die(new MoaError("internal", what, { hint: "are the worker's script and the wasm file on the server?" }));
   });
   try {
@@ -172,32 +188,30 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
 /** A way to a host: in a worker, or in this thread. */
 interface Link {
   port: Port;
-  onFailure(tell: (what: string) => void): void;
+  /** Resolves when the host is gone, with what is known of it. */
+  failure: Promise<string>;
   /** Ends the worker, and returns whether there was one. */
   end(): boolean;
 }
 
-async function connect(wanted: boolean | Worker | undefined): Promise<Link> {
-  if (wanted === false || (wanted === undefined && typeof Worker === "undefined")) {
-    const { attachWorkerHandler } = await import("./handler.js");
-    const [near, far] = localChannel();
-    attachWorkerHandler(far);
-    return { port: near, onFailure: () => undefined, end: () => false };
-  }
-  const worker = typeof wanted === "object"
-    ? wanted
-    : new Worker(new URL("./worker.js", import.meta.url), { type: "module", name: "moa-runtime" });
-  return {
-    port: worker,
-    onFailure: (tell) => {
-      worker.addEventListener("error", () => tell("the engine's worker could not be started or has failed"));
-      worker.addEventListener("messageerror", () => tell("a message of the engine's worker could not be read"));
-    },
-    end: () => {
-      worker.terminate();
-      return true;
-    },
+async function connect(worker: boolean): Promise<Link> {
+  if (worker) return workerLink(new Worker(new URL("./worker.js", import.meta.url), { type: "module", name: "moa-runtime" }));
+  const { attachWorkerHandler } = await import("./handler.js");
+  const [near, far] = localChannel();
+  attachWorkerHandler(far);
+  return { port: near, failure: new Promise(() => undefined), end: () => false };
+}
+
+function workerLink(worker: Worker): Link {
+  const failure = new Promise<string>((resolve) => {
+    worker.addEventListener("error", () => resolve("the engine's worker could not be started or has failed"));
+    worker.addEventListener("messageerror", () => resolve("a message of the engine's worker could not be read"));
+  });
+  const end = () => {
+    worker.terminate();
+    return true;
   };
+  return { port: worker, failure, end };
 }
 
 /** What an `Engine` is made of. */
@@ -241,8 +255,11 @@ export class Engine {
 
   /** Streams token ids. Greedy unless `temperature` is given. Leaving the loop stops the engine. */
   generate(options: GenerateOptions): AsyncIterable<TokenEvent> {
-    const { ids, maxTokens = Infinity, stopIds = this.#parts.stopIds, signal, ...sampling } = options;
-    return this.#run({ ids, maxTokens, stopIds, sampling }, signal);
+    const { ids, maxTokens = Infinity, stopIds = this.#parts.stopIds, signal, penalties, logprobs, temperature, topK, topP, minP, seed, ...others } = options;
+    const [unknown] = Object.keys(others);
+    if (unknown !== undefined) throw unsupported(unknown);
+    const given = Object.entries({ temperature, topK, topP, minP, seed }).filter(([, value]) => value !== undefined);
+    return this.#run({ ids: [...ids], maxTokens, stopIds, sampling: Object.fromEntries(given), penalties, logprobs }, signal);
   }
 
   /** Logits of the token after `ids`, one per word of the vocabulary. */

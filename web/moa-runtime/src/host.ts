@@ -123,6 +123,7 @@ class Host {
   }
 
   async #load(id: number, request: LoadRequest, signal: AbortSignal): Promise<LoadedInfo> {
+    this.#post({ kind: "hello", id });
     if (this.#ready) throw new MoaError("bad-argument", "this worker holds an engine already");
     const module = await this.#startModule(request.wasmUrl);
     throwIfAborted(signal);
@@ -131,7 +132,7 @@ class Host {
     const spansJson = engine.spansJson();
     const kvBytesJson = engine.kvBytes();
     const of = await sha256Hex(new TextEncoder().encode(`${request.manifestJson}\n${spansJson}`));
-    const turnSnapshotBytes = request.turnSnapshotBytes ?? (JSON.parse(kvBytesJson) as { cache: number }).cache;
+    const turnSnapshotBytes = request.turnSnapshotBytes ?? 2 * (JSON.parse(kvBytesJson) as { cache: number }).cache;
     this.#ready = {
       ...loaded, module, of,
       request: { ...request, turnSnapshotBytes },

@@ -20,7 +20,7 @@ export type {
   ChatTokenLogprob,
 } from "./chat.js";
 export { ChatCompletions } from "./chat.js";
-export type { TokenLogprob } from "./chooser.js";
+export type { Penalties, TokenLogprob } from "./chooser.js";
 export type { Recovery, TokenEvent } from "./client.js";
 export type {
   Completion,

@@ -23,7 +23,7 @@ export interface LoadRequest {
   cache: CacheKind | undefined;
   /** Only where page and engine share a thread: devices cannot be posted. */
   device?: GpuDeviceLike | undefined;
-  /** GPU bytes for copies of earlier turns; by default as many as the KV cache has. */
+  /** GPU bytes for copies of earlier turns; by default twice as many as the KV cache has. */
   turnSnapshotBytes: number | undefined;
   patience?: Partial<Patience> | undefined;
 }
@@ -61,6 +61,8 @@ export type Request =
 
 /** From the worker. */
 export type Answer =
+  /** The host is there; loading begins. */
+  | { kind: "hello"; id: number }
   | { kind: "progress"; id: number; progress: LoadProgress }
   | { kind: "loaded"; id: number; info: LoadedInfo }
   | { kind: "prefilled"; id: number; done: number; total: number }

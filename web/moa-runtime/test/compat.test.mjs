@@ -74,16 +74,8 @@ test("the AI SDK hears of what is not supported, and of failures", async () => {
   assert.equal(parts.at(-1).error.code, "device-lost");
 });
 
-/** WebLLM's calls over a stand-in for `createEngine`'s result. */
-async function webllm(inner) {
-  const outer = new WebLlmEngine();
-  const { reload } = WebLlmEngine.prototype;
-  assert.equal(typeof reload, "function");
-  return Object.assign(outer, { inner });
-}
-
 test("WebLLM's calls before a model is loaded are typed errors", async () => {
-  const empty = await webllm();
+  const empty = new WebLlmEngine();
   await assert.rejects(empty.chat.completions.create({ messages: [{ role: "user", content: "Hi" }] }), { code: "unloaded" });
   await empty.resetChat();
   empty.interruptGenerate();
