@@ -1,5 +1,7 @@
 //! The model: its layers' forward pass over whole texts and over chunks of a session.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use moa_format::ModelConfig;
 use moa_mask::ModelMasks;
 
@@ -10,6 +12,16 @@ use crate::{AttentionShape, Device, KvCache, LmError, Projected, Result, RopeTab
 /// Logits that are held at once, at most; 64 MiB.
 const LOGITS_AT_ONCE: usize = 1 << 24;
 
+/// What keys and values are rounded to before attention sees them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KvPrecision {
+    /// Nothing: they stay as the device computes them.
+    #[default]
+    Full,
+    /// Integers of -127 to 127 with one scale for every token and KV head: what an 8-bit cache would hold.
+    Int8,
+}
+
 /// A language model whose weights lie on a device.
 #[derive(Debug)]
 pub struct Lm<D: Device> {
@@ -18,6 +30,8 @@ pub struct Lm<D: Device> {
     pub(crate) weights: Weights<D::Buffer>,
     pub(crate) shape: AttentionShape,
     pub(crate) dense: ModelMasks,
+    /// Whether keys and values are rounded to 8 bits.
+    kv8: AtomicBool,
 }
 
 /// What a layer's backward needs to recompute the layer.
@@ -40,6 +54,8 @@ pub(crate) struct Run<'a, B> {
     pub(crate) rope: RopeTable<B>,
     /// What each head sees.
     pub(crate) masks: &'a ModelMasks,
+    /// Whether keys and values are rounded to 8 bits.
+    pub(crate) kv8: bool,
 }
 
 /// Queries, keys and values of a run, RoPE applied.
@@ -77,6 +93,7 @@ impl<D: Device> Lm<D> {
             device,
             config,
             weights,
+            kv8: AtomicBool::new(false),
         })
     }
 
@@ -88,6 +105,14 @@ impl<D: Device> Lm<D> {
     /// Where the weights lie.
     pub fn device(&self) -> &D {
         &self.device
+    }
+
+    /// Rounds keys and values from now on as an 8-bit cache would, or no longer does so: a simulation that compares
+    /// plans with a quantized cache, by way of the host. Gradients do not know of it. A session that has begun keeps
+    /// what it holds.
+    pub fn set_kv_precision(&self, precision: KvPrecision) {
+        let int8 = precision == KvPrecision::Int8;
+        self.kv8.store(int8, Ordering::Relaxed);
     }
 
     /// Next-token logits of every position, `[ids.len(), vocab_size]`.
@@ -142,7 +167,9 @@ impl<D: Device> Lm<D> {
         observer: &dyn Observer,
         mut saved: Option<&mut Vec<Saved<D::Buffer>>>,
     ) -> Result<D::Buffer> {
-        let run = self.run(ids, 0, masks)?;
+        let mut run = self.run(ids, 0, masks)?;
+        // What everything is compared with stays as it is.
+        run.kv8 &= phase != Phase::Teacher;
         let mut x = self.embed(ids)?;
         for (index, layer) in self.weights.layers.iter().enumerate() {
             check(observer)?;
@@ -197,6 +224,7 @@ impl<D: Device> Lm<D> {
                 head_dim: self.shape.head_dim,
             },
             masks,
+            kv8: self.kv8.load(Ordering::Relaxed),
         })
     }
 
@@ -209,7 +237,11 @@ impl<D: Device> Lm<D> {
         x: D::Buffer,
         cache: Option<&mut KvCache<D::Buffer>>,
     ) -> Result<(D::Buffer, D::Buffer)> {
-        let qkv = self.project(layer, &x, &run.rope)?;
+        let mut qkv = self.project(layer, &x, &run.rope)?;
+        if run.kv8 {
+            qkv.k = self.rounded_to_int8(&qkv.k)?;
+            qkv.v = self.rounded_to_int8(&qkv.v)?;
+        }
         let projected = qkv.at(run.start);
         let masks = run.masks.layer(index);
         let attended = self
@@ -220,6 +252,23 @@ impl<D: Device> Lm<D> {
         }
         let mid = self.device.matmul(&attended.o, &layer.o, Some(x))?;
         Ok((mid, attended.lse))
+    }
+
+    /// Keys or values `[positions, kv_heads, head_dim]` as an 8-bit cache would give them back.
+    fn rounded_to_int8(&self, values: &D::Buffer) -> Result<D::Buffer> {
+        let mut values = self.device.download(values)?;
+        for head in values.chunks_mut(self.shape.head_dim) {
+            let largest = head
+                .iter()
+                .fold(0.0_f32, |most, value| most.max(value.abs()));
+            if largest > 0.0 {
+                let scale = largest / 127.0;
+                for value in head {
+                    *value = (*value / scale).round() * scale;
+                }
+            }
+        }
+        self.device.upload(values)
     }
 
     /// A layer's second half: `mid` with the MLP's output added.

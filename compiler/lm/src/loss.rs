@@ -132,3 +132,19 @@ impl<D: Device> Lm<D> {
         Ok((loss, Some(d_x)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::random_model::model;
+    use crate::{KvPrecision, Sample};
+
+    #[test]
+    fn an_eight_bit_cache_is_compared_with_the_full_one() {
+        let lm = model();
+        let sample = Sample::new((0..60).map(|i| (i * 29 + 3) % 101).collect(), 30);
+        let exact = lm.kl_to_dense(&sample, None, &()).unwrap();
+        lm.set_kv_precision(KvPrecision::Int8);
+        let rounded = lm.kl_to_dense(&sample, None, &()).unwrap();
+        assert!(exact.abs() < 1e-9 && rounded > 1e-9, "{exact} {rounded}");
+    }
+}
