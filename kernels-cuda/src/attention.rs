@@ -94,11 +94,6 @@ impl Attention {
         }
         shape.keys().check(shape.kv_heads)?;
         check_len("masks", shape.kv_heads as usize, masks.len())?;
-        let limit = 1 << 30; // positions stay far from where u32 wraps around
-        let spans: Vec<u32> = masks
-            .iter()
-            .flat_map(|mask| [mask.sink.min(limit), mask.window.clamp(1, limit), 0, 0])
-            .collect();
         let config = KernelConfig {
             head_dim: shape.head_dim,
             element: T::TYPE,
@@ -108,7 +103,7 @@ impl Attention {
         Ok(Self {
             shape,
             config,
-            spans: gpu.upload(&spans)?,
+            spans: upload_spans(gpu, masks)?,
             forward: launch::function(
                 &forward,
                 "attention_prefill",
@@ -321,6 +316,16 @@ impl Attention {
         check_len("v", keys.elements(), v.len())?;
         Ok((self.shape, queries, keys))
     }
+}
+
+/// Sink and window of each KV head, as kernels over linear keys read them.
+pub(crate) fn upload_spans(gpu: &Gpu, masks: &[HeadMask]) -> Result<Buffer<u32>> {
+    let limit = 1 << 30; // positions stay far from where u32 wraps around
+    let spans: Vec<u32> = masks
+        .iter()
+        .flat_map(|mask| [mask.sink.min(limit), mask.window.clamp(1, limit), 0, 0])
+        .collect();
+    gpu.upload(&spans)
 }
 
 /// Barriers and room to align the tiles.

@@ -48,6 +48,20 @@ pub enum CudaError {
         /// The library that was looked for.
         library: &'static str,
     },
+    /// cuBLASLt, which multiplies matrices, is not on this machine.
+    #[error("no cuBLAS: {library} was not found")]
+    NoBlas {
+        /// The library that was looked for.
+        library: &'static str,
+    },
+    /// cuBLASLt refused.
+    #[error("cuBLAS failed while {doing}: {message}")]
+    Blas {
+        /// What was being done.
+        doing: &'static str,
+        /// The library's name for it.
+        message: String,
+    },
     /// NVRTC refused a source: a defect of this crate.
     #[error("kernel {kernel} does not compile for {arch}: {log}")]
     Compile {
@@ -110,6 +124,10 @@ impl CudaError {
             Self::NoCompiler { .. } => {
                 "use --device cpu, or install NVRTC 13 (part of the CUDA toolkit; from PyPI: nvidia-cuda-nvrtc, its folder in LD_LIBRARY_PATH)"
             }
+            Self::NoBlas { .. } => {
+                "use --device cpu, or install cuBLAS 13 (part of the CUDA toolkit; from PyPI: nvidia-cublas, its folder in LD_LIBRARY_PATH)"
+            }
+            Self::Blas { .. } => "use --device cpu, and report this with the model's shape",
             Self::Compile { .. } => "use --device cpu, and report this: it is a defect",
             Self::OutOfMemory { .. } => {
                 "use --device cpu, a shorter context, or a device with more free memory"

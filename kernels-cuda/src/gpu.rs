@@ -58,6 +58,7 @@ impl Gpu {
         let context = CudaContext::new(ordinal)
             .map_err(|error| launch::error("opening the device", error))?;
         launch::order_by_stream_alone(&context);
+        launch::keep_freed_memory(&context)?;
         let stream = context
             .new_stream()
             .map_err(|error| launch::error("making a stream", error))?;
@@ -83,6 +84,14 @@ impl Gpu {
         self.context
             .mem_get_info()
             .map_err(|error| launch::error("asking for free memory", error))
+    }
+
+    /// The most bytes that buffers took at once since the last call of this function.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        launch::peak_bytes(&self.context)
     }
 
     /// Copies values to the device.
@@ -127,6 +136,24 @@ impl Gpu {
         self.stream
             .alloc_zeros(len)
             .map_err(|error| launch::error("allocating", error))
+    }
+
+    /// A buffer that holds whatever was there before, for outputs.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`] and the driver's others.
+    pub fn buffer<T: DeviceRepr>(&self, len: usize) -> Result<Buffer<T>> {
+        launch::allocate(&self.stream, len)
+    }
+
+    /// A second buffer with the same values.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`] and the driver's others.
+    pub fn copy<T: DeviceRepr>(&self, buffer: &Buffer<T>) -> Result<Buffer<T>> {
+        self.stream
+            .clone_dtod(buffer)
+            .map_err(|error| launch::error("copying on the device", error))
     }
 
     /// Copies a buffer back, after everything that was launched before.

@@ -9,21 +9,31 @@
 
 mod attention;
 mod bandwidth;
+mod cache;
 mod decode;
 mod error;
 mod extent;
 mod gpu;
 mod influence;
+mod influence_entries;
 mod launch;
+mod losses;
+mod matmul;
 mod probe;
+mod rows;
 mod source;
 
 pub use attention::{Attention, AttentionGradients, AttentionShape};
 pub use bandwidth::read_gigabytes_per_sec;
+pub use cache::{Cache, CacheShape};
 pub use decode::{Decode, DecodeRequest, DecodeShape};
 pub use error::{CudaError, Result};
 pub use extent::Layout;
 pub use gpu::{Buffer, Element, Gpu};
 pub use influence::{Influence, InfluenceInputs, InfluenceShape};
+pub use influence_entries::{EntryInputs, EntryMaps, InfluenceEntries, RowStatistics};
+pub use losses::Losses;
+pub use matmul::{Matmul, MatmulShape, Value, ValueType};
 pub use probe::{DeviceInfo, engine, probe};
+pub use rows::{Rows, Turn};
 pub use source::{ElementType, Kernel, KernelConfig};

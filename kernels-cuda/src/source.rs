@@ -2,6 +2,8 @@
 
 use moa_mask::abi;
 
+use crate::launch;
+
 /// The 16-bit type of a kernel's inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ElementType {
@@ -14,10 +16,20 @@ pub enum ElementType {
 /// What a kernel is specialized for: rendered as `#define`s before its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KernelConfig {
-    /// Channels of a head: a multiple of 16, at most 128.
+    /// Channels of a head: a multiple of 16, at most 128. Kernels that know no heads ignore it.
     pub head_dim: u32,
     /// Type of the inputs.
     pub element: ElementType,
+}
+
+impl KernelConfig {
+    /// The configuration of kernels that know no heads.
+    pub const fn of_rows(element: ElementType) -> Self {
+        Self {
+            head_dim: 64,
+            element,
+        }
+    }
 }
 
 /// A kernel by its stem.
@@ -32,6 +44,20 @@ pub enum Kernel {
     AttentionBackward,
     /// Attention of one query a request over rings.
     AttentionDecode,
+    /// What hiding single entries would cost, and what it is computed from.
+    InfluenceEntries,
+    /// Root mean square norm and its backward.
+    RmsNorm,
+    /// Rotary positions.
+    Rope,
+    /// The MLP's activation and its backward.
+    Swiglu,
+    /// Rows by number, and casts.
+    Embedding,
+    /// Losses of rows of logits, with gradients.
+    CrossEntropy,
+    /// Keys and values into their slots and out of them.
+    KvCommit,
     /// Reads memory: the ceiling beside which others are timed.
     ReadBandwidth,
 }
@@ -50,6 +76,13 @@ impl Kernel {
         Self::AttentionPrefill,
         Self::AttentionBackward,
         Self::AttentionDecode,
+        Self::InfluenceEntries,
+        Self::RmsNorm,
+        Self::Rope,
+        Self::Swiglu,
+        Self::Embedding,
+        Self::CrossEntropy,
+        Self::KvCommit,
         Self::ReadBandwidth,
     ];
 
@@ -60,6 +93,13 @@ impl Kernel {
             Self::AttentionPrefill => "attention_prefill",
             Self::AttentionBackward => "attention_backward",
             Self::AttentionDecode => "attention_decode",
+            Self::InfluenceEntries => "influence_entries",
+            Self::RmsNorm => "rms_norm",
+            Self::Rope => "rope",
+            Self::Swiglu => "swiglu",
+            Self::Embedding => "embedding",
+            Self::CrossEntropy => "cross_entropy",
+            Self::KvCommit => "kv_commit",
             Self::ReadBandwidth => "read_bandwidth",
         }
     }
@@ -68,7 +108,10 @@ impl Kernel {
     pub const fn needs_hopper(self) -> bool {
         matches!(
             self,
-            Self::Influence | Self::AttentionPrefill | Self::AttentionBackward
+            Self::Influence
+                | Self::InfluenceEntries
+                | Self::AttentionPrefill
+                | Self::AttentionBackward
         )
     }
 
@@ -76,10 +119,24 @@ impl Kernel {
     pub fn assemble(self, config: KernelConfig) -> String {
         let hopper = include_str!("../cu/shared/hopper.cuh");
         let visible = include_str!("../cu/shared/visible.cuh");
+        let rows = include_str!("../cu/shared/rows.cuh");
+        let partials = include_str!("../cu/shared/partials.cuh");
         let pieces: &[&str] = match self {
             Self::AttentionDecode => &[include_str!("../cu/attention_decode.cu")],
             Self::ReadBandwidth => &[include_str!("../cu/bench/read_bandwidth.cu")],
-            Self::Influence => &[hopper, include_str!("../cu/influence.cu")],
+            Self::RmsNorm => &[rows, include_str!("../cu/rms_norm.cu")],
+            Self::Rope => &[rows, include_str!("../cu/rope.cu")],
+            Self::Swiglu => &[rows, include_str!("../cu/swiglu.cu")],
+            Self::Embedding => &[rows, include_str!("../cu/embedding.cu")],
+            Self::CrossEntropy => &[rows, include_str!("../cu/cross_entropy.cu")],
+            Self::KvCommit => &[rows, include_str!("../cu/kv_commit.cu")],
+            Self::Influence => &[hopper, partials, include_str!("../cu/influence.cu")],
+            Self::InfluenceEntries => &[
+                hopper,
+                visible,
+                partials,
+                include_str!("../cu/influence_entries.cu"),
+            ],
             Self::AttentionPrefill => {
                 &[hopper, visible, include_str!("../cu/attention_prefill.cu")]
             }
@@ -106,10 +163,19 @@ impl Kernel {
         text + &pieces.concat()
     }
 
+    /// Machine code for `arch`, such as `sm_90a`: what opening a device does on demand, without a device.
+    ///
+    /// # Errors
+    /// [`CudaError::NoCompiler`](crate::CudaError::NoCompiler), [`CudaError::Compile`](crate::CudaError::Compile).
+    pub fn compile(self, config: KernelConfig, arch: &str) -> crate::Result<Vec<u8>> {
+        let options = Self::options(arch);
+        launch::compile(self.stem(), &self.assemble(config), arch, &options)
+    }
+
     /// Warpgroups that share a stream of tiles.
     pub(crate) const fn consumers(self) -> u32 {
         match self {
-            Self::Influence => 4,
+            Self::Influence | Self::InfluenceEntries => 4,
             _ => 3,
         }
     }

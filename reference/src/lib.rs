@@ -20,6 +20,7 @@ pub mod compare;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod influence;
+pub mod influence_entries;
 pub mod kv_commit;
 pub mod matmul;
 pub mod matvec;
