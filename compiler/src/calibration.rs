@@ -5,12 +5,13 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use moa_format::sha256_hex;
-use moa_lm::{GenerateOptions, Sampler, SamplerOptions, generate};
+use moa_lm::{Device, GenerateOptions, Lm, Sampler, SamplerOptions, generate};
 
 use crate::calibrate::{
     Calibration, CalibrationSource, Kind, RESPONSE_TOKENS, Sample, Tokenize, samples_sha256,
 };
 use crate::cli::{ProfileArgs, TargetChoice};
+use crate::device::on;
 use crate::effort::Preset;
 use crate::hint::Told;
 use crate::interrupt;
@@ -100,7 +101,7 @@ pub(crate) fn gather(
         let bar = printer.bar("writing responses", missing as u64);
         for (&length, list) in &mut samples {
             for sample in list.iter_mut().filter(|sample| sample.needs_response()) {
-                respond(opened, sample, length, printer)?;
+                on!(opened.lm(printer)?, lm => respond(lm, sample, length))?;
                 bar.inc(1);
             }
         }
@@ -137,13 +138,7 @@ fn without_first(samples: Vec<Sample>, skip: usize, printer: &Printer) -> Vec<Sa
 }
 
 /// Has the dense model write a sample's response, greedily.
-fn respond(
-    opened: &Opened,
-    sample: &mut Sample,
-    length: u32,
-    printer: &Printer,
-) -> anyhow::Result<()> {
-    let lm = opened.lm(printer)?;
+fn respond<D: Device>(lm: &Lm<D>, sample: &mut Sample, length: u32) -> anyhow::Result<()> {
     let mut session = lm.session(None, length)?;
     let mut sampler = Sampler::new(SamplerOptions::GREEDY)?;
     let room = (length as usize)

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use moa_format::ModelConfig;
-use moa_lm::{Cpu, Lm, LossKind};
+use moa_lm::LossKind;
 use moa_model::Checkpoint;
 
 use crate::calibrate::Sample;
 use crate::calibration::{self, Wish};
 use crate::cli::{DeviceChoice, LossChoice, ProfileArgs, SolveArgs};
-use crate::device;
+use crate::device::{self, Model, Place};
 use crate::effort::preset;
 use crate::files::FileError;
 use crate::hint::Told;
@@ -32,7 +32,9 @@ pub(crate) struct Opened {
     pub(crate) name: String,
     pub(crate) license: Option<String>,
     pub(crate) source_sha256: String,
-    lm: OnceCell<Lm<Cpu>>,
+    /// Where the model is computed.
+    pub(crate) place: Place,
+    lm: OnceCell<Model>,
 }
 
 impl Opened {
@@ -49,9 +51,9 @@ impl Opened {
     }
 
     /// The model with its weights.
-    pub(crate) fn lm(&self, printer: &Printer) -> anyhow::Result<&Lm<Cpu>> {
+    pub(crate) fn lm(&self, printer: &Printer) -> anyhow::Result<&Model> {
         if self.lm.get().is_none() {
-            let lm = device::load(&self.source, printer)?;
+            let lm = device::load(self.place, &self.source, printer)?;
             // Just found empty, and nobody else holds this cell.
             let _ = self.lm.set(lm);
         }
@@ -72,7 +74,7 @@ pub(crate) fn open_on(
     device: DeviceChoice,
     printer: &Printer,
 ) -> anyhow::Result<Opened> {
-    device::choose(device, printer)?;
+    let place = device::choose(device, printer)?;
     let source = Source::open(path)?;
     let opened = match &source {
         Source::Bundle(_) => (String::new(), None, String::new()),
@@ -93,6 +95,7 @@ pub(crate) fn open_on(
         name,
         license,
         source_sha256,
+        place,
         lm: OnceCell::new(),
     };
     opened.checkpoint()?;

@@ -55,6 +55,7 @@ __device__ __forceinline__ void take(Row& row, float (&scores)[32], const float 
                     scores[4 * n + 2 * H + e] = NO_MAX;
                 }
     }
+    if (row.top == NO_MAX) return;  // nothing visible yet: there is no scale to sum at
     float mass[2] = {row.mass, 0.0f}, grad[2] = {row.grad, 0.0f};
 #pragma unroll
     for (int n = 0; n < 8; ++n)

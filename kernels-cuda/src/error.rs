@@ -106,9 +106,6 @@ pub enum CudaError {
         /// What was asked for.
         got: usize,
     },
-    /// There is a CUDA device, but this version of moa has no CUDA engine.
-    #[error("a CUDA device is present, but this version of moa computes models on the CPU only")]
-    NoEngine,
 }
 
 impl CudaError {
@@ -136,7 +133,6 @@ impl CudaError {
             Self::Length { .. } | Self::Shape { .. } => {
                 "use --device cpu for shapes without a kernel"
             }
-            Self::NoEngine => "use --device cpu",
         }
     }
 }

@@ -5,7 +5,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaModule, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaModule, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits,
+};
 use sha2::{Digest, Sha256};
 
 use crate::launch;
@@ -27,6 +29,22 @@ impl Element for half::f16 {
 
 impl Element for half::bf16 {
     const TYPE: ElementType = ElementType::Bf16;
+}
+
+/// A point of time on the device, between launches.
+#[derive(Debug)]
+pub struct Mark(CudaEvent);
+
+impl Mark {
+    /// Milliseconds from this mark to a later one. The device must have passed both.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn ms_to(&self, later: &Self) -> Result<f32> {
+        self.0
+            .elapsed_ms(&later.0)
+            .map_err(|error| launch::error("reading a timer", error))
+    }
 }
 
 /// An open device with one stream. Everything is ordered on that stream.
@@ -176,31 +194,39 @@ impl Gpu {
             .map_err(|error| launch::error("running kernels", error))
     }
 
+    /// A mark at this point of what was launched.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn mark(&self) -> Result<Mark> {
+        let flags = cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
+        self.stream
+            .record_event(Some(flags))
+            .map(Mark)
+            .map_err(|error| launch::error("recording an event", error))
+    }
+
     /// Milliseconds that the device took for what `work` launched, by events.
     ///
     /// # Errors
     /// Those of `work` and the driver's.
     pub fn time_ms(&self, work: impl FnOnce() -> Result<()>) -> Result<f32> {
-        let event = || {
-            self.stream
-                .record_event(Some(cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT))
-                .map_err(|error| launch::error("recording an event", error))
-        };
-        let start = event()?;
+        let start = self.mark()?;
         work()?;
-        let end = event()?;
+        let end = self.mark()?;
         self.synchronize()?;
-        start
-            .elapsed_ms(&end)
-            .map_err(|error| launch::error("reading a timer", error))
+        start.ms_to(&end)
     }
 
     pub(crate) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }
 
-    /// A kernel's module: from memory, from the cache folder, or compiled now.
-    pub(crate) fn module(&self, kernel: Kernel, config: KernelConfig) -> Result<Arc<CudaModule>> {
+    /// Refuses a device without the instructions that `kernel` uses.
+    ///
+    /// # Errors
+    /// [`CudaError::Capability`].
+    pub fn check_capability(&self, kernel: Kernel) -> Result<()> {
         let found = self.info.compute_capability;
         let needed = if kernel.needs_hopper() {
             (9, 0)
@@ -215,6 +241,12 @@ impl Gpu {
                 needed,
             });
         }
+        Ok(())
+    }
+
+    /// A kernel's module: from memory, from the cache folder, or compiled now.
+    pub(crate) fn module(&self, kernel: Kernel, config: KernelConfig) -> Result<Arc<CudaModule>> {
+        self.check_capability(kernel)?;
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(module) = modules.get(&(kernel, config)) {
             return Ok(module.clone());

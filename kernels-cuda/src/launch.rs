@@ -358,6 +358,12 @@ pub(crate) fn launch(
     Ok(())
 }
 
+/// Makes the stream's context this thread's, as cuBLASLt expects it.
+fn bind(stream: &Arc<CudaStream>) -> Result<()> {
+    let bound = stream.context().bind_to_thread();
+    bound.map_err(|e| error("entering the device's context", e))
+}
+
 fn blas_error(doing: &'static str) -> impl Fn(blas::CublasError) -> CudaError {
     move |e| CudaError::Blas {
         doing,
@@ -423,6 +429,7 @@ impl Blas {
                 library: "libcublasLt.so.13",
             });
         }
+        bind(stream)?;
         Ok(Self {
             workspace: allocate(stream, BLAS_WORKSPACE_BYTES)?,
             handle: blas::create_handle().map_err(blas_error("opening cuBLASLt"))?,
@@ -506,6 +513,7 @@ impl Blas {
         d: &mut CudaSlice<O>,
         add: bool,
     ) -> Result<()> {
+        bind(stream)?;
         let (alpha, beta) = (1.0f32, if add { 1.0f32 } else { 0.0 });
         let [a_layout, b_layout, d_layout] = plan.layouts;
         let (a, b) = (a.device_ptr(stream).0, b.device_ptr(stream).0);

@@ -4,8 +4,8 @@
 //! run time to machine code for the device that is there, so that building this crate needs no CUDA toolkit. One
 //! kernel has one stem: `reference/src/x.rs`, `shaders-wgsl/wgsl/x.wgsl`, `cu/x.cu`.
 //!
-//! It deliberately holds no model and no engine: [`engine`] says so, and every command of the compiler runs on the
-//! CPU. What is here are kernels that can be launched, tested against their twins and timed.
+//! It deliberately holds no model: what is here are kernels that can be launched, tested against their twins and timed. The compiler's
+//! CUDA device is built from them.
 
 mod attention;
 mod bandwidth;
@@ -29,11 +29,11 @@ pub use cache::{Cache, CacheShape};
 pub use decode::{Decode, DecodeRequest, DecodeShape};
 pub use error::{CudaError, Result};
 pub use extent::Layout;
-pub use gpu::{Buffer, Element, Gpu};
+pub use gpu::{Buffer, Element, Gpu, Mark};
 pub use influence::{Influence, InfluenceInputs, InfluenceShape};
 pub use influence_entries::{EntryInputs, EntryMaps, InfluenceEntries, RowStatistics};
 pub use losses::Losses;
 pub use matmul::{Matmul, MatmulShape, Value, ValueType};
-pub use probe::{DeviceInfo, engine, probe};
+pub use probe::{DeviceInfo, probe};
 pub use rows::{Rows, Turn};
 pub use source::{ElementType, Kernel, KernelConfig};

@@ -33,7 +33,7 @@ mod weights;
 
 pub use cpu::Cpu;
 pub use device::{
-    Attended, AttentionBackward, AttentionGradients, AttentionShape, Device, KvCache,
+    Attended, AttentionBackward, AttentionGradients, AttentionShape, Device, Keep, KvCache,
     LayerInfluence, Linear, Projected, RopeTable, Turn,
 };
 pub use error::{LmError, Result, WeightError};

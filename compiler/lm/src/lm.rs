@@ -7,7 +7,7 @@ use moa_mask::ModelMasks;
 
 use crate::observer::{Observer, Phase, Step, check};
 use crate::weights::{LayerWeights, WeightSource, Weights, load};
-use crate::{AttentionShape, Device, KvCache, LmError, Projected, Result, RopeTable, Turn};
+use crate::{AttentionShape, Device, Keep, KvCache, LmError, Projected, Result, RopeTable, Turn};
 
 /// Logits that are held at once, at most; 64 MiB.
 const LOGITS_AT_ONCE: usize = 1 << 24;
@@ -39,8 +39,15 @@ pub struct Lm<D: Device> {
 pub(crate) struct Saved<B> {
     /// The residual stream before the layer.
     pub(crate) input: B,
-    /// The residual stream between attention and MLP.
-    pub(crate) mid: B,
+    /// What attention gave, unless it is computed again.
+    pub(crate) attended: Option<Mid<B>>,
+}
+
+/// Between attention and MLP.
+#[derive(Debug)]
+pub(crate) struct Mid<B> {
+    /// The residual stream.
+    pub(crate) x: B,
     /// Log-sum-exp of attention's rows.
     pub(crate) lse: B,
 }
@@ -178,10 +185,20 @@ impl<D: Device> Lm<D> {
             } else {
                 None
             };
-            let (mid, lse) = self.attention(layer, index, &run, x, None)?;
+            let qkv = self.project(layer, &x, &run.rope)?;
+            let mid = self.attention(layer, index, &run, &qkv, x, None)?;
+            drop(qkv);
+            let Mid { x: mid, lse } = mid;
             if let (Some(saved), Some(input)) = (saved.as_deref_mut(), input) {
-                let mid = self.device.copy(&mid)?;
-                saved.push(Saved { input, mid, lse });
+                let attended = if self.device.recomputes_attention() {
+                    None
+                } else {
+                    Some(Mid {
+                        x: self.device.copy(&mid)?,
+                        lse,
+                    })
+                };
+                saved.push(Saved { input, attended });
             }
             x = self.mlp(layer, mid)?;
             observer.step(Step {
@@ -195,7 +212,7 @@ impl<D: Device> Lm<D> {
 
     /// Rows of the embedding.
     pub(crate) fn embed(&self, ids: &[u32]) -> Result<D::Buffer> {
-        self.device.gather_rows(
+        self.device.embed(
             &self.weights.embedding.weight,
             self.config.hidden_dim as usize,
             ids,
@@ -228,21 +245,25 @@ impl<D: Device> Lm<D> {
         })
     }
 
-    /// A layer's first half: the residual stream with attention added, and attention's log-sum-exps.
+    /// A layer's first half: the residual stream `x`, which `qkv` was projected from, with attention added.
     pub(crate) fn attention(
         &self,
         layer: &LayerWeights<D::Buffer>,
         index: usize,
         run: &Run<'_, D::Buffer>,
+        qkv: &Qkv<D::Buffer>,
         x: D::Buffer,
         cache: Option<&mut KvCache<D::Buffer>>,
-    ) -> Result<(D::Buffer, D::Buffer)> {
-        let mut qkv = self.project(layer, &x, &run.rope)?;
-        if run.kv8 {
-            qkv.k = self.rounded_to_int8(&qkv.k)?;
-            qkv.v = self.rounded_to_int8(&qkv.v)?;
+    ) -> Result<Mid<D::Buffer>> {
+        let rounded = if run.kv8 {
+            Some((self.rounded_to_int8(&qkv.k)?, self.rounded_to_int8(&qkv.v)?))
+        } else {
+            None
+        };
+        let mut projected = qkv.at(run.start);
+        if let Some((k, v)) = &rounded {
+            (projected.k, projected.v) = (k, v);
         }
-        let projected = qkv.at(run.start);
         let masks = run.masks.layer(index);
         let attended = self
             .device
@@ -250,8 +271,12 @@ impl<D: Device> Lm<D> {
         if let Some(cache) = cache {
             self.device.commit(self.shape, &projected, cache)?;
         }
-        let mid = self.device.matmul(&attended.o, &layer.o, Some(x))?;
-        Ok((mid, attended.lse))
+        Ok(Mid {
+            x: self
+                .device
+                .matmul(&attended.o, &layer.o, Some(x), Keep::Full)?,
+            lse: attended.lse,
+        })
     }
 
     /// Keys or values `[positions, kv_heads, head_dim]` as an 8-bit cache would give them back.
@@ -268,16 +293,18 @@ impl<D: Device> Lm<D> {
                 }
             }
         }
-        self.device.upload(values)
+        self.device.upload_weight(values)
     }
 
     /// A layer's second half: `mid` with the MLP's output added.
     pub(crate) fn mlp(&self, layer: &LayerWeights<D::Buffer>, mid: D::Buffer) -> Result<D::Buffer> {
         let h = self.norm(&mid, &layer.ffn_norm)?;
-        let gate = self.device.matmul(&h, &layer.gate, None)?;
-        let up = self.device.matmul(&h, &layer.up, None)?;
-        self.device
-            .matmul(&self.device.swiglu(&gate, &up)?, &layer.down, Some(mid))
+        let gate = self.device.matmul(&h, &layer.gate, None, Keep::Working)?;
+        let up = self.device.matmul(&h, &layer.up, None, Keep::Working)?;
+        drop(h);
+        let act = self.device.swiglu(&gate, &up)?;
+        drop((gate, up));
+        self.device.matmul(&act, &layer.down, Some(mid), Keep::Full)
     }
 
     /// Queries, keys and values of the residual stream.
@@ -288,9 +315,9 @@ impl<D: Device> Lm<D> {
         rope: &RopeTable<D::Buffer>,
     ) -> Result<Qkv<D::Buffer>> {
         let h = self.norm(x, &layer.attention_norm)?;
-        let mut q = self.device.matmul(&h, &layer.q, None)?;
-        let mut k = self.device.matmul(&h, &layer.k, None)?;
-        let v = self.device.matmul(&h, &layer.v, None)?;
+        let mut q = self.device.matmul(&h, &layer.q, None, Keep::Working)?;
+        let mut k = self.device.matmul(&h, &layer.k, None, Keep::Working)?;
+        let v = self.device.matmul(&h, &layer.v, None, Keep::Working)?;
         self.device
             .rope(&mut q, self.shape.heads, rope, Turn::Forward)?;
         self.device
@@ -312,7 +339,8 @@ impl<D: Device> Lm<D> {
 
     /// Logits of normed rows.
     pub(crate) fn lm_head(&self, normed: &D::Buffer) -> Result<D::Buffer> {
-        self.device.matmul(normed, self.weights.lm_head(), None)
+        self.device
+            .matmul(normed, self.weights.lm_head(), None, Keep::Full)
     }
 
     /// Rows whose logits are computed at once.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::cli::Eval;
 use crate::device;
 use crate::evaluate::{
-    Corpus, EvaluationPlan, Family, LmScorer, Method, Records, RowLog, Scorer, Summary, Under,
+    Corpus, EvaluationPlan, Family, Method, Records, RowLog, Summary, Under, scorer_of,
 };
 use crate::hint::Told;
 use crate::interrupt;
@@ -20,7 +20,7 @@ use crate::source::Source;
 const VALUE_BYTES: u64 = 2;
 
 pub(crate) fn run(args: &Eval, printer: &Printer) -> anyhow::Result<()> {
-    device::choose(args.device, printer)?;
+    let place = device::choose(args.device, printer)?;
     if args.trials == 0 || args.methods.is_empty() || args.lengths.is_empty() {
         return Err(Told::new(
             "there is nothing to evaluate",
@@ -56,10 +56,10 @@ pub(crate) fn run(args: &Eval, printer: &Printer) -> anyhow::Result<()> {
     if log.len() > 0 {
         printer.say(format!("{} trials were run before", log.len()));
     }
-    let lm = device::load(&source, printer)?;
+    let model = device::load(place, &source, printer)?;
     let cancel = interrupt::flag();
-    let scorer = LmScorer::new(&lm, cancel);
-    let rows = plan.run(&scorer, &mut log, printer, cancel)?;
+    let scorer = scorer_of(&model, cancel);
+    let rows = plan.run(&*scorer, &mut log, printer, cancel)?;
     let names: Vec<String> = plan
         .methods
         .iter()

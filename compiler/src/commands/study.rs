@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use serde_json::json;
 
 use crate::cli::Study;
-use crate::evaluate::{LmScorer, Scorer as _};
+use crate::evaluate::scorer_of;
 use crate::files::read_bounded;
 use crate::hint::Told;
 use crate::interrupt;
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Study, printer: &Printer) -> anyhow::Result<()> {
     if (curves.layers, curves.kv_heads) != (config.layers as usize, config.kv_heads as usize) {
         return Err(Told::new("the profile is another model's", "profile this model").into());
     }
-    let scorer = LmScorer::new(opened.lm(printer)?, interrupt::flag());
+    let scorer = scorer_of(opened.lm(printer)?, interrupt::flag());
     let spec = StudySpec {
         density: args.density,
         plans: args.plans,
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Study, printer: &Printer) -> anyhow::Result<()> {
         seed: args.seed,
         trials_out: args.trials_out.as_deref(),
     };
-    let (drawn, ranked) = study(&opened, &curves, &scorer, &spec, printer)?;
+    let (drawn, ranked) = study(&opened, &curves, &*scorer, &spec, printer)?;
     let mut text = String::from(
         "| estimator | monotone | of | Spearman [95%] | Kendall |\n|---|---|---|---|---|\n",
     );

@@ -29,6 +29,6 @@ pub(crate) use results::{Cell, Summary};
 pub(crate) use run::{Plan as EvaluationPlan, Row, RowLog};
 #[cfg(test)]
 pub(crate) use scorer::{Answer, Job};
-pub(crate) use scorer::{LmScorer, Scorer, Under};
+pub(crate) use scorer::{Scorer, Under, scorer_of};
 pub(crate) use trial::Family;
 pub(crate) use windows::Corpus;

@@ -9,6 +9,8 @@ use moa_format::ModelConfig;
 use moa_lm::{Device, KvPrecision, Lm, Sample};
 use moa_mask::ModelMasks;
 
+use crate::device::{Model, on};
+
 /// Gold tokens that are teacher-forced at most: fewer than a session can take back.
 const GOLD_TOKENS: usize = 48;
 
@@ -69,6 +71,11 @@ pub(crate) trait Scorer {
 
     /// Mean KL divergence in nats from the dense model, at a sample's targets.
     fn divergence(&self, sample: &Sample, under: &Under) -> anyhow::Result<f64>;
+}
+
+/// The scorer of a model wherever it lies.
+pub(crate) fn scorer_of<'a>(model: &'a Model, cancel: &'a AtomicBool) -> Box<dyn Scorer + 'a> {
+    on!(model, lm => Box::new(LmScorer::new(lm, cancel)))
 }
 
 /// A model of `moa_lm`, one prompt at a time.

@@ -28,7 +28,7 @@ use crate::calibrate::Sample;
 use crate::calibration::{self, Wish};
 use crate::cli::{ProfileArgs, SearchArgs, SearchChoice, SolveArgs};
 use crate::effort::preset;
-use crate::evaluate::{LmScorer, Scorer};
+use crate::evaluate::{Scorer, scorer_of};
 use crate::files::{FileError, parent};
 use crate::hint::Told;
 use crate::interrupt;
@@ -211,13 +211,13 @@ impl Job<'_> {
     fn steps(&self, curves: &Curves, spec: &SolveSpec) -> anyhow::Result<Searched> {
         let programme = self.programme(curves, spec);
         let cancel = interrupt::flag();
-        let scorer = LmScorer::new(self.opened.lm(self.printer)?, cancel);
+        let scorer = scorer_of(self.opened.lm(self.printer)?, cancel);
         let mut model = Model {
             job: self,
             curves,
             spec,
             programme: &programme,
-            scorer: &scorer,
+            scorer: &*scorer,
             bench: self.bench(curves)?,
             cancel,
         };
@@ -244,7 +244,7 @@ impl Job<'_> {
     fn front(&self, curves: &Curves, spec: &SolveSpec) -> anyhow::Result<Searched> {
         let programme = self.programme(curves, spec);
         let cancel = interrupt::flag();
-        let scorer = LmScorer::new(self.opened.lm(self.printer)?, cancel);
+        let scorer = scorer_of(self.opened.lm(self.printer)?, cancel);
         let mut bench = self.bench(curves)?;
         let kinds: BTreeSet<&String> = curves
             .lengths
@@ -266,7 +266,7 @@ impl Job<'_> {
             if steps.iter().any(|step| step.choice == chosen.rules()) {
                 continue;
             }
-            let measured = bench.measure(&scorer, &|length| {
+            let measured = bench.measure(&*scorer, &|length| {
                 steps::masks(&programme, chosen.rules(), length)
             })?;
             let better = best
