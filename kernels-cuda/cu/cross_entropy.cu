@@ -55,7 +55,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) kl_divergence(
     double sum = 0.0;
     for (u32 i = threadIdx.x; i < vocab; i += THREADS) {
         float log_p = from[i] - p_all.top, log_q = row[i] - q_all.top;
-        float p = expf(log_p) * p_inverse, q = expf(log_q) * q_inverse;
+        // Each rounded on its own, so that equal distributions differ by exactly nothing.
+        float p = __fmul_rn(expf(log_p), p_inverse), q = __fmul_rn(expf(log_q), q_inverse);
         // A token that the teacher rules out adds nothing, even where its logit is -infinity.
         sum += p > 0.0f ? (double)(p * (log_p - log_q)) : (double)p;
         to[i] = narrow(scale * (q - p));

@@ -278,7 +278,7 @@ fn the_comparison_sees_small_faults() {
         assert_eq!(passes(&[wrong], &layer), [false; 5], "{wrong:?}");
     }
     let mut changed = layer.clone();
-    changed.v[30 * 64] = bf16::of(changed.v[30 * 64].get() as f32 + 1.0);
+    changed.v[100 * 64] = bf16::of(changed.v[100 * 64].get() as f32 + 8.0);
     assert!(!passes(&[mask(64, 50)], &changed)[2]);
     // Another grid moves the entries that count.
     let other = Layer {

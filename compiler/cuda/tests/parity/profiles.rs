@@ -19,14 +19,14 @@ pub(crate) struct Allowed {
 fn allowed<T: Element>() -> Allowed {
     match T::TYPE {
         ElementType::F16 => Allowed {
-            logits: 1e-2,
+            logits: 4e-2,
             loss: 2e-3,
-            curves: 4e-2,
+            curves: 1e-2,
         },
         ElementType::Bf16 => Allowed {
-            logits: 8e-2,
+            logits: 2.5e-1,
             loss: 2e-2,
-            curves: 3e-1,
+            curves: 8e-2,
         },
     }
 }
@@ -77,7 +77,7 @@ fn compare<T: Element + std::fmt::Debug + Send + Sync>(
         );
         assert!(worst <= allowed.logits, "{name}: logits differ by {worst}");
         let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-        actual[5] += 0.2 * largest;
+        actual[5] += 0.7 * largest;
         assert!(part(&actual, &expected) > allowed.logits);
     }
     for (at, loss) in [
@@ -201,7 +201,7 @@ fn tiny_checkpoints_are_the_cpus() {
 
 #[test]
 #[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
-fn many_layers_of_smollm2s_shape() {
+fn many_layers() {
     let mut config = random(12, 9, 3, 64).0;
     config.ffn_dim = 1536;
     config.vocab_size = 49_152;
