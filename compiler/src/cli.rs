@@ -256,12 +256,12 @@ pub(crate) enum SearchChoice {
 /// Options of a search that measures plans.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SearchArgs {
-    /// Tightening steps from the dense model to the density.
-    #[arg(long, default_value_t = 3, value_name = "COUNT")]
-    pub(crate) steps: usize,
-    /// Further steps at the density, each kept only if it measures better.
-    #[arg(long, default_value_t = 2, value_name = "COUNT")]
-    pub(crate) rounds: usize,
+    /// Tightening steps from the dense model to the density. Default: 2, 3 or 4 by effort.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) steps: Option<usize>,
+    /// Further steps at the density, each kept only if it measures better. Default: 1, 2 or 4 by effort.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) rounds: Option<usize>,
     /// How much of the costs of earlier points a step keeps, 0 to 1.
     #[arg(long, default_value_t = 0.5, value_name = "FRACTION")]
     pub(crate) damping: f64,

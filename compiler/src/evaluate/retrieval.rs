@@ -19,9 +19,9 @@ use crate::calibrate::{
 pub(crate) const MAX_NEW_TOKENS: u32 = 32;
 
 /// Facts of the same form in a prompt with several keys, the one that is asked for included.
-const KEYS: usize = 6;
+const KEYS: usize = 4;
 /// Pairs of facts in a prompt with two hops.
-const PAIRS: usize = 3;
+const PAIRS: usize = 2;
 
 /// Introduction, fact, question, answer.
 const PASSKEYS: &[[&str; 4]] = &[
@@ -39,7 +39,9 @@ const PASSKEYS: &[[&str; 4]] = &[
     ],
 ];
 
-const PASSAGE_INTRO: &str = "Here is a long passage. Somewhere in it stands what I want to know; I will ask for it below the passage.";
+const PASSAGE_INTRO: &str = "I will give you a passage and then ask one question about it. The answer is stated in the passage.";
+/// After the question: small models otherwise sum the passage up.
+const PASSAGE_OUTRO: &str = "Answer this question with one short sentence and nothing else.";
 
 /// Fact, question, answer, and what the answer must contain, separated by bars.
 const NEEDLES: &[[&str; 4]] = &[
@@ -50,10 +52,10 @@ const NEEDLES: &[[&str; 4]] = &[
         "{matter}|{object}",
     ],
     [
-        "When {person} feels lonely, nothing helps except {music} and a cup of {drink}.",
-        "What helps {person} against feeling lonely?",
-        "{music} and a cup of {drink}.",
-        "{music}|{drink}",
+        "{person} drinks nothing but {drink} for breakfast.",
+        "What does {person} drink for breakfast?",
+        "{person} drinks {drink}.",
+        "{drink}",
     ],
     [
         "The committee on {topic} has moved its next session to {day} at {hour} o'clock.",
@@ -159,9 +161,6 @@ const MATTERS: &[&str] = &[
     "marble",
     "copper",
 ];
-const MUSIC: &[&str] = &[
-    "tango", "bagpipes", "opera", "yodeling", "gospel", "flamenco",
-];
 const DRINKS: &[&str] = &[
     "cocoa",
     "jasmine tea",
@@ -227,7 +226,6 @@ impl Draws {
             ("{person}", person),
             ("{object}", object),
             ("{matter}", any(MATTERS)),
-            ("{music}", any(MUSIC)),
             ("{drink}", any(DRINKS)),
             ("{topic}", any(TOPICS)),
             ("{day}", any(DAYS)),
@@ -251,6 +249,8 @@ struct Asked {
     /// Depth and fact.
     facts: Vec<(f64, String)>,
     question: String,
+    /// What follows the question, with the space before it.
+    outro: String,
     answer: String,
     check: Check,
     depth: f64,
@@ -266,6 +266,7 @@ fn asked(family: Family, depth: f64, mut rng: ChaCha8Rng) -> Asked {
             intro,
             facts: vec![(depth, fact)],
             question,
+            outro: String::new(),
             answer,
             check: Check::Number(number),
             depth,
@@ -334,7 +335,8 @@ fn asked(family: Family, depth: f64, mut rng: ChaCha8Rng) -> Asked {
     Asked {
         intro: PASSAGE_INTRO.to_owned(),
         facts,
-        question,
+        question: format!("Question: {question}"),
+        outro: format!(" {PASSAGE_OUTRO}"),
         answer,
         check,
         depth,
@@ -403,7 +405,13 @@ struct Prompt<'a> {
 impl Prompt<'_> {
     fn content(&mut self, units: usize, words: usize) -> String {
         let text = self.hay.text(units, words, &self.asked.facts);
-        format!("{}\n\n{text}\n\n{}", self.asked.intro, self.asked.question)
+        let Asked {
+            intro,
+            question,
+            outro,
+            ..
+        } = self.asked;
+        format!("{intro}\n\n{text}\n\n{question}{outro}")
     }
 }
 

@@ -148,7 +148,7 @@ impl Job<'_> {
                 .into());
             }
         }
-        if self.how == SearchChoice::Steps && args.steps == 0 {
+        if self.how == SearchChoice::Steps && args.steps == Some(0) {
             return Err(Told::new("--steps is 0, expected at least 1", "use --steps 3").into());
         }
         Ok(())
@@ -200,10 +200,22 @@ impl Job<'_> {
         )
     }
 
+    /// Tightening steps and rounds.
+    fn counts(&self) -> (usize, usize) {
+        let preset = preset(self.profile, self.context);
+        (
+            self.search.steps.unwrap_or(preset.steps),
+            self.search.rounds.unwrap_or(preset.rounds),
+        )
+    }
+
     /// Sets of samples that profiles may take.
     fn parts(&self) -> usize {
         match self.how {
-            SearchChoice::Steps => self.search.steps + self.search.rounds,
+            SearchChoice::Steps => {
+                let (steps, rounds) = self.counts();
+                steps + rounds
+            }
             _ => 1,
         }
     }
@@ -221,10 +233,11 @@ impl Job<'_> {
             bench: self.bench(curves)?,
             cancel,
         };
+        let (steps, rounds) = self.counts();
         let wanted = StepSpec {
             density: spec.density,
-            steps: self.search.steps,
-            rounds: self.search.rounds,
+            steps,
+            rounds,
             damping: self.search.damping,
             trust: self.search.trust,
             exchanges: self.search.exchanges,
