@@ -112,6 +112,16 @@ impl Gpu {
         launch::peak_bytes(&self.context)
     }
 
+    /// Waits, and gives memory that no buffer takes back to the system: otherwise it is kept for the next buffers, which may be of
+    /// other sizes.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn trim(&self) -> Result<()> {
+        self.synchronize()?;
+        launch::trim(&self.context)
+    }
+
     /// Copies values to the device.
     ///
     /// # Errors
@@ -172,6 +182,28 @@ impl Gpu {
         self.stream
             .clone_dtod(buffer)
             .map_err(|error| launch::error("copying on the device", error))
+    }
+
+    /// Fills `buffer` with `block` again and again; the last one may be cut.
+    ///
+    /// # Errors
+    /// [`CudaError::Length`] for an empty block, and the driver's.
+    pub fn repeat<T: DeviceRepr>(&self, block: &Buffer<T>, buffer: &mut Buffer<T>) -> Result<()> {
+        let (part, len) = (block.len(), buffer.len());
+        if part == 0 {
+            return Err(CudaError::Length {
+                what: "the block",
+                expected: 1,
+                got: 0,
+            });
+        }
+        for at in (0..len).step_by(part) {
+            let count = part.min(len - at);
+            self.stream
+                .memcpy_dtod(&block.slice(..count), &mut buffer.slice_mut(at..at + count))
+                .map_err(|error| launch::error("copying on the device", error))?;
+        }
+        Ok(())
     }
 
     /// Copies a buffer back, after everything that was launched before.

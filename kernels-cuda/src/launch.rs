@@ -218,6 +218,14 @@ pub(crate) fn peak_bytes(context: &Arc<CudaContext>) -> Result<u64> {
     Ok(bytes)
 }
 
+/// Gives memory that no buffer takes back to the system.
+pub(crate) fn trim(context: &Arc<CudaContext>) -> Result<()> {
+    // SAFETY: the pool is the device's own.
+    unsafe { cuda::cuMemPoolTrimTo(default_pool(context)?, 0) }
+        .result()
+        .map_err(|e| error("giving memory back", e))
+}
+
 /// Memory whose contents are whatever was there before.
 pub(crate) fn allocate<T: DeviceRepr>(
     stream: &Arc<CudaStream>,
@@ -308,6 +316,11 @@ pub(crate) enum Arg<'a> {
 }
 
 impl<'a> Arg<'a> {
+    /// No buffer, where a kernel's description says that it may be missing.
+    pub(crate) fn null() -> Self {
+        Self::Pointer(0, PhantomData)
+    }
+
     /// A buffer that the kernel reads.
     pub(crate) fn read<T>(stream: &Arc<CudaStream>, buffer: &'a CudaSlice<T>) -> Self {
         Self::Pointer(buffer.device_ptr(stream).0, PhantomData)

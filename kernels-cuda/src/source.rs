@@ -1,6 +1,6 @@
 //! Which kernels there are, and how their sources are put together.
 
-use moa_mask::abi;
+use moa_mask::{KvFormat, abi};
 
 use crate::launch;
 
@@ -60,6 +60,14 @@ pub enum Kernel {
     KvCommit,
     /// Reads memory: the ceiling beside which others are timed.
     ReadBandwidth,
+    /// [`Self::AttentionDecode`] over caches of bytes.
+    AttentionDecodeInt8,
+    /// Biases, RoPE and the way into caches.
+    QkvRows,
+    /// [`Self::QkvRows`] into caches of bytes.
+    QkvRowsInt8,
+    /// Greedy tokens, and likelihoods.
+    Argmax,
 }
 
 /// Warpgroups of 64 keys that share a stream of queries, and how many tiles of it are in flight.
@@ -67,7 +75,21 @@ pub(crate) const KV_CONSUMERS: u32 = 2;
 pub(crate) const KV_STAGES: u32 = 3;
 
 /// Strips of 16 keys that a warp of decode attention has on their way.
-pub(crate) const DECODE_STAGES: u32 = 3;
+pub(crate) const fn decode_stages(format: KvFormat) -> u32 {
+    match format {
+        KvFormat::Sixteen => 3,
+        KvFormat::Int8 => 4,
+    }
+}
+
+/// Blocks of decode attention that run at a time on a multiprocessor, by their shared memory. Bytes take more instructions, and so more
+/// warps to hide them.
+pub(crate) const fn decode_blocks(format: KvFormat) -> u32 {
+    match format {
+        KvFormat::Sixteen => 2,
+        KvFormat::Int8 => 3,
+    }
+}
 
 impl Kernel {
     /// Every kernel.
@@ -84,7 +106,33 @@ impl Kernel {
         Self::CrossEntropy,
         Self::KvCommit,
         Self::ReadBandwidth,
+        Self::AttentionDecodeInt8,
+        Self::QkvRows,
+        Self::QkvRowsInt8,
+        Self::Argmax,
     ];
+
+    pub(crate) const fn attention_decode(format: KvFormat) -> Self {
+        match format {
+            KvFormat::Sixteen => Self::AttentionDecode,
+            KvFormat::Int8 => Self::AttentionDecodeInt8,
+        }
+    }
+
+    pub(crate) const fn qkv_rows(format: KvFormat) -> Self {
+        match format {
+            KvFormat::Sixteen => Self::QkvRows,
+            KvFormat::Int8 => Self::QkvRowsInt8,
+        }
+    }
+
+    /// How the caches are kept that the kernel knows.
+    const fn format(self) -> KvFormat {
+        match self {
+            Self::AttentionDecodeInt8 | Self::QkvRowsInt8 => KvFormat::Int8,
+            _ => KvFormat::Sixteen,
+        }
+    }
 
     /// The stem that names the kernel in every language.
     pub const fn stem(self) -> &'static str {
@@ -92,7 +140,9 @@ impl Kernel {
             Self::Influence => "influence",
             Self::AttentionPrefill => "attention_prefill",
             Self::AttentionBackward => "attention_backward",
-            Self::AttentionDecode => "attention_decode",
+            Self::AttentionDecode | Self::AttentionDecodeInt8 => "attention_decode",
+            Self::QkvRows | Self::QkvRowsInt8 => "qkv_rows",
+            Self::Argmax => "argmax",
             Self::InfluenceEntries => "influence_entries",
             Self::RmsNorm => "rms_norm",
             Self::Rope => "rope",
@@ -122,7 +172,11 @@ impl Kernel {
         let rows = include_str!("../cu/shared/rows.cuh");
         let partials = include_str!("../cu/shared/partials.cuh");
         let pieces: &[&str] = match self {
-            Self::AttentionDecode => &[include_str!("../cu/attention_decode.cu")],
+            Self::AttentionDecode | Self::AttentionDecodeInt8 => {
+                &[include_str!("../cu/attention_decode.cu")]
+            }
+            Self::QkvRows | Self::QkvRowsInt8 => &[rows, include_str!("../cu/qkv_rows.cu")],
+            Self::Argmax => &[rows, include_str!("../cu/argmax.cu")],
             Self::ReadBandwidth => &[include_str!("../cu/bench/read_bandwidth.cu")],
             Self::RmsNorm => &[rows, include_str!("../cu/rms_norm.cu")],
             Self::Rope => &[rows, include_str!("../cu/rope.cu")],
@@ -154,7 +208,8 @@ impl Kernel {
             ("STAGES", stages(config.head_dim)),
             ("KV_CONSUMERS", KV_CONSUMERS),
             ("KV_STAGES", KV_STAGES),
-            ("DECODE_STAGES", DECODE_STAGES),
+            ("DECODE_STAGES", decode_stages(self.format())),
+            ("KV_INT8", u32::from(self.format() == KvFormat::Int8)),
         ];
         let mut text = abi::cuda_prelude();
         for (name, value) in defines {

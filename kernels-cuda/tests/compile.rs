@@ -7,7 +7,10 @@ use moa_kernels::{ElementType, Kernel, KernelConfig};
 fn every_kernel_compiles() {
     for &kernel in Kernel::ALL {
         let head_dims: &[u32] = match kernel {
-            Kernel::AttentionDecode => &[64, 128],
+            Kernel::AttentionDecode
+            | Kernel::AttentionDecodeInt8
+            | Kernel::QkvRows
+            | Kernel::QkvRowsInt8 => &[64, 128],
             Kernel::Influence
             | Kernel::InfluenceEntries
             | Kernel::AttentionPrefill

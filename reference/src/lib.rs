@@ -25,6 +25,7 @@ pub mod kv_commit;
 pub mod matmul;
 pub mod matvec;
 pub mod merge_lse;
+pub mod qkv_rows;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;
