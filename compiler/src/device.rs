@@ -63,7 +63,7 @@ fn open() -> Result<moa_cuda::Gpu, CudaError> {
 }
 
 /// Where compiled kernels are kept between runs.
-fn kernel_cache() -> Option<PathBuf> {
+pub(crate) fn kernel_cache() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let caches = folder("XDG_CACHE_HOME")
         .map(PathBuf::from)

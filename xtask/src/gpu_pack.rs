@@ -48,7 +48,14 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         }
         std::fs::create_dir_all(&folder)?;
     }
-    let packages = ["-p", "moa-kernels", "-p", "moa-cuda"];
+    let packages = [
+        "-p",
+        "moa-kernels",
+        "-p",
+        "moa-cuda",
+        "-p",
+        "moa-cuda-engine",
+    ];
     let tests = build(
         workspace,
         &["test", "--no-run", "--lib", "--tests"],

@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Eval, printer: &Printer) -> anyhow::Result<()> {
     }
     let model = device::load(place, &source, printer)?;
     let cancel = interrupt::flag();
-    let scorer = scorer_of(&model, cancel);
+    let scorer = scorer_of(&model, &source, cancel);
     let rows = plan.run(&*scorer, &mut log, printer, cancel)?;
     let names: Vec<String> = plan
         .methods

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Study, printer: &Printer) -> anyhow::Result<()> {
     if (curves.layers, curves.kv_heads) != (config.layers as usize, config.kv_heads as usize) {
         return Err(Told::new("the profile is another model's", "profile this model").into());
     }
-    let scorer = scorer_of(opened.lm(printer)?, interrupt::flag());
+    let scorer = scorer_of(opened.lm(printer)?, &opened.source, interrupt::flag());
     let spec = StudySpec {
         density: args.density,
         plans: args.plans,

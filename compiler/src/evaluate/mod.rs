@@ -6,6 +6,7 @@
 //! scorer (a model that answers and reads) -----------------> |
 //! ```
 
+mod batched;
 mod duo;
 mod essays;
 mod haystack;

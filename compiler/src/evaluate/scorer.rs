@@ -6,13 +6,14 @@
 use std::sync::atomic::AtomicBool;
 
 use moa_format::ModelConfig;
-use moa_lm::{Device, KvPrecision, Lm, Sample};
+use moa_lm::{Device, KvPrecision, Lm, Sample, WeightSource};
 use moa_mask::ModelMasks;
 
-use crate::device::{Model, on};
+use super::batched::BatchScorer;
+use crate::device::Model;
 
 /// Gold tokens that are teacher-forced at most: fewer than a session can take back.
-const GOLD_TOKENS: usize = 48;
+pub(super) const GOLD_TOKENS: usize = 48;
 
 /// How the model runs.
 #[derive(Debug, Clone)]
@@ -73,9 +74,19 @@ pub(crate) trait Scorer {
     fn divergence(&self, sample: &Sample, under: &Under) -> anyhow::Result<f64>;
 }
 
-/// The scorer of a model wherever it lies.
-pub(crate) fn scorer_of<'a>(model: &'a Model, cancel: &'a AtomicBool) -> Box<dyn Scorer + 'a> {
-    on!(model, lm => Box::new(LmScorer::new(lm, cancel)))
+/// The scorer of a model wherever it lies; on a CUDA device it takes many prompts at once, with weights from `source`.
+pub(crate) fn scorer_of<'a>(
+    model: &'a Model,
+    source: &'a dyn WeightSource,
+    cancel: &'a AtomicBool,
+) -> Box<dyn Scorer + 'a> {
+    match model {
+        Model::Cpu(lm) => Box::new(LmScorer::new(lm, cancel)),
+        Model::Cuda(lm) => {
+            let alone = Box::new(LmScorer::new(lm, cancel));
+            Box::new(BatchScorer::new(alone, source, cancel))
+        }
+    }
 }
 
 /// A model of `moa_lm`, one prompt at a time.

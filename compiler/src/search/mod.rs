@@ -223,7 +223,7 @@ impl Job<'_> {
     fn steps(&self, curves: &Curves, spec: &SolveSpec) -> anyhow::Result<Searched> {
         let programme = self.programme(curves, spec);
         let cancel = interrupt::flag();
-        let scorer = scorer_of(self.opened.lm(self.printer)?, cancel);
+        let scorer = scorer_of(self.opened.lm(self.printer)?, &self.opened.source, cancel);
         let mut model = Model {
             job: self,
             curves,
@@ -257,7 +257,7 @@ impl Job<'_> {
     fn front(&self, curves: &Curves, spec: &SolveSpec) -> anyhow::Result<Searched> {
         let programme = self.programme(curves, spec);
         let cancel = interrupt::flag();
-        let scorer = scorer_of(self.opened.lm(self.printer)?, cancel);
+        let scorer = scorer_of(self.opened.lm(self.printer)?, &self.opened.source, cancel);
         let mut bench = self.bench(curves)?;
         let kinds: BTreeSet<&String> = curves
             .lengths
