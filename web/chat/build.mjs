@@ -19,7 +19,7 @@ const installed = (name) => fileURLToPath(import.meta.resolve(name));
 
 mkdirSync(out, { recursive: true });
 await build({
-  entryPoints: { main: here("src/main.ts"), worker: installed("moa-runtime/worker") },
+  entryPoints: { main: here("src/main.ts"), worker: installed("moa-runtime/worker"), offline: here("src/offline.ts") },
   outdir: out,
   bundle: true,
   splitting: true,

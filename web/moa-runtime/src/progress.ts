@@ -50,7 +50,7 @@ export class ProgressMeter {
     const text = {
       manifest: "Reading the manifest",
       device: "Preparing the GPU",
-      download: `Loading weights: ${mib(loaded)} of ${mib(total)} MiB`,
+      download: `Loading weights${fromCache ? " from this device" : ""}: ${mib(loaded)} of ${mib(total)} MiB`,
       warmup: "Warming up",
       ready: "Ready",
     }[phase];
