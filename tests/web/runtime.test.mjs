@@ -2,31 +2,20 @@
 // layers: its bundle has no tokenizer, so it serves token ids alone.
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 
-import { launch, openPage, required } from "./browser.mjs";
+import { launch, openPage } from "./browser.mjs";
 import { start } from "./harness.mjs";
-
-const model = fileURLToPath(new URL("../fixtures/tiny-llama", import.meta.url));
-const { num_hidden_layers: layers, num_key_value_heads: kvHeads, vocab_size: vocab } = JSON.parse(readFileSync(join(model, "config.json"), "utf8"));
-// Spans shorter than the prompt, different for every head.
-const plan = { sink: 8, block: 8, spans: Array.from({ length: layers }, (_, l) => Array.from({ length: kvHeads }, (_, h) => 16 + 8 * (l + 2 * h))) };
-const ids = Array.from({ length: 100 }, (_, i) => (i * 37 + 11) % vocab);
+import { ids, tinyBundle } from "./tiny.mjs";
 
 let folder, server, browser, page;
 /** What goes wrong with the next requests for weights, first to last. */
 const faults = [];
 before(async () => {
-  folder = mkdtempSync(join(tmpdir(), "moa-runtime-"));
-  writeFileSync(join(folder, "plan.json"), JSON.stringify(plan));
-  const args = ["build", model, "--plan", join(folder, "plan.json"), "--quant", "f16", "--out", join(folder, "bundle")];
-  execFileSync(required("MOA_COMPILE"), ["--quiet", ...args], { stdio: ["ignore", "pipe", "inherit"] });
+  folder = tinyBundle();
   server = await start(join(folder, "bundle"), intercept);
   browser = await launch();
   page = await harness();
@@ -243,7 +232,11 @@ test("an abort in the prefill and in the decoding is quick, and nothing is lost"
   assert.equal(server.requests.length, asked, "nothing is fetched after loading");
 });
 
-test("the end of the context is a typed error", async () => {
+test("text without a tokenizer, and the end of the context, are typed errors", async () => {
+  const refused = await page.evaluate(() =>
+    engine.chat.completions.create({ messages: [{ role: "user", content: "x" }] }).catch((error) => ({ code: error.code, hint: error.hint })));
+  assert.equal(refused.code, "no-tokenizer");
+  assert.match(refused.hint, /generate/);
   const codes = await page.evaluate(async (ids) => {
     const code = (promise) => promise.then(() => "none", (error) => error.code);
     const full = Array.from({ length: 512 }, (_, i) => ids[i % 100]);

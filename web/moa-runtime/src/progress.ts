@@ -27,11 +27,14 @@ export interface LoadProgress {
 }
 
 const MIB = 1024 * 1024;
+/** Reports of bytes come no more often than a page can show them. */
+const EVERY_MS = 50;
 
 /** Turns byte counts into reports. */
 export class ProgressMeter {
   readonly #start = performance.now();
   #downloadStart: number | undefined;
+  #lastReport = -Infinity;
   readonly #total: number;
   readonly #report: (progress: LoadProgress) => void;
 
@@ -42,7 +45,11 @@ export class ProgressMeter {
 
   at(phase: LoadPhase, loaded: number, report?: Readonly<LoadReport>): void {
     const now = performance.now();
-    if (phase === "download") this.#downloadStart ??= now;
+    if (phase === "download") {
+      this.#downloadStart ??= now;
+      if (loaded < this.#total && now - this.#lastReport < EVERY_MS) return;
+      this.#lastReport = now;
+    }
     const seconds = (now - (this.#downloadStart ?? now)) / 1000;
     const total = this.#total;
     const mib = (bytes: number) => (bytes / MIB).toFixed(1);
