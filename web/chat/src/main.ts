@@ -6,6 +6,7 @@
 
 import { type ChatMessage, createEngine, type Engine, MoaError, type Manifest, probe } from "moa-runtime";
 
+import { PAGE_CACHE } from "./kept.js";
 import { Page } from "./page.js";
 
 const page = new Page();
@@ -40,8 +41,11 @@ async function start(): Promise<void> {
 async function keepPage(): Promise<void> {
   if (!navigator.serviceWorker) return;
   try {
-    await navigator.serviceWorker.register("offline.js");
+    const { scope } = await navigator.serviceWorker.register("offline.js");
     await navigator.serviceWorker.ready;
+    // What came before the worker was there.
+    const loaded = performance.getEntriesByType("resource").map(({ name }) => name);
+    await (await caches.open(PAGE_CACHE)).addAll(["./", ...new Set(loaded.filter((url) => url.startsWith(scope)))]);
   } catch {
     // Private windows refuse: the page then needs its server.
   }

@@ -3,7 +3,8 @@
  * first, so that a new version is seen at once. The model is not its business.
  */
 
-const PAGE = "moa-chat";
+import { PAGE_CACHE } from "./kept.js";
+
 const worker = self as unknown as {
   registration: { scope: string };
   skipWaiting(): Promise<void>;
@@ -31,10 +32,10 @@ async function serverOrKept(request: Request): Promise<Response> {
   key.search = "";
   try {
     const response = await fetch(request);
-    if (response.ok) await (await caches.open(PAGE)).put(key.href, response.clone());
+    if (response.ok) await (await caches.open(PAGE_CACHE)).put(key.href, response.clone());
     return response;
   } catch (error) {
-    const kept = await (await caches.open(PAGE)).match(key.href);
+    const kept = await (await caches.open(PAGE_CACHE)).match(key.href);
     if (kept) return kept;
     throw error;
   }
