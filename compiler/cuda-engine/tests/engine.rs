@@ -60,7 +60,8 @@ fn plan(pair: &Pair) -> ModelMasks {
 }
 
 /// How far logits may be off, in parts of the largest one, and their root mean square error in parts of their root mean square.
-/// Everything but weights and residual streams is rounded to bf16 on the device; random weights pass errors on undamped.
+/// Everything but weights and residual streams is rounded to bf16 on the device, and random weights pass errors on undamped: a
+/// simulation in f64 that rounds where the device does is off by up to 3.8e-2 and 2.9e-2 here, with bytes 8.9e-2 and 7.7e-2.
 struct Allowed {
     largest: f64,
     rms: f64,
@@ -68,12 +69,12 @@ struct Allowed {
 
 /// For 16-bit caches, and for caches of bytes.
 const SIXTEEN: Allowed = Allowed {
-    largest: 0.05,
-    rms: 0.03,
+    largest: 0.06,
+    rms: 0.05,
 };
 const INT8: Allowed = Allowed {
-    largest: 0.1,
-    rms: 0.06,
+    largest: 0.15,
+    rms: 0.12,
 };
 
 /// Both errors, and whether they are allowed.

@@ -203,6 +203,23 @@ mod tests {
     use crate::evaluate::scorer::LmScorer;
     use crate::source::Source;
 
+    /// How far each of `written` is below the model's best token after the same text, in parts of the largest logit.
+    fn below_best(lm: &Lm<Cpu>, under: &Under, prompt: &[u32], written: &[u32]) -> Vec<f32> {
+        lm.set_kv_precision(under.kv);
+        let text: Vec<u32> = prompt.iter().chain(written).copied().collect();
+        let logits = lm.logits(&text, Some(&under.masks), &()).unwrap();
+        lm.set_kv_precision(KvPrecision::Full);
+        let vocab = lm.config().vocab_size as usize;
+        let rows = logits.chunks(vocab).skip(prompt.len() - 1);
+        rows.zip(written)
+            .map(|(row, &id)| {
+                let best = row.iter().copied().fold(f32::MIN, f32::max);
+                let largest = row.iter().fold(0.0f32, |top, x| top.max(x.abs()));
+                (best - row[id as usize]) / largest
+            })
+            .collect()
+    }
+
     #[test]
     #[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
     fn batches_answer_as_the_cpu_does() {
@@ -235,11 +252,13 @@ mod tests {
             source.config().layers as usize,
             source.config().kv_heads as usize,
         );
-        for (masks, kv) in [
-            (ModelMasks::dense(shape.0, shape.1), KvPrecision::Full),
+        // Two logits may each be off by what the engine's own tests allow.
+        for (masks, kv, allowed) in [
+            (ModelMasks::dense(shape.0, shape.1), KvPrecision::Full, 0.12),
             (
                 ModelMasks::uniform(shape.0, shape.1, HeadMask::from_span(40, 8)),
                 KvPrecision::Int8,
+                0.3,
             ),
         ] {
             let under = Under {
@@ -253,13 +272,19 @@ mod tests {
                 &*batched.state.borrow(),
                 State::Loaded(_, Some(_))
             ));
-            let mut same = 0;
-            for (answer, expected) in answers.iter().zip(&expected) {
+            for ((answer, expected), prompt) in answers.iter().zip(&expected).zip(&prompts) {
                 let (nll, wanted) = (answer.nll.unwrap(), expected.nll.unwrap());
-                assert!((nll - wanted).abs() < 0.1, "{nll} {wanted}");
-                same += usize::from(answer.tokens.first() == expected.tokens.first());
+                assert!((nll - wanted).abs() < 0.2, "{nll} {wanted}");
+                let ended = answer.tokens.len() < 12;
+                assert!(!ended || !source.config().eos.is_empty());
+                for below in below_best(&lm, &under, prompt, &answer.tokens) {
+                    assert!(below <= allowed, "{below} {kv:?}");
+                }
+                // Tokens that have nothing to do with it are seen.
+                let other: Vec<u32> = (0..12).map(|i| (prompt[i] + 1) % vocab).collect();
+                let wrong = below_best(&lm, &under, prompt, &other);
+                assert!(wrong.iter().any(|&below| below > allowed));
             }
-            assert!(same >= 4, "{same} of 5 begin alike");
         }
     }
 }
