@@ -85,12 +85,15 @@ async function answer(engine: Engine): Promise<void> {
   // A new conversation may begin while this answer is still being stopped.
   const conversation = messages;
   const turn = page.assistantTurn();
-  const { temperature, instructions } = page.settings();
+  const { temperature, longest, instructions } = page.settings();
   const system: ChatMessage[] = instructions === "" ? [] : [{ role: "system", content: instructions }];
   let content = "";
   try {
     const stream = await engine.chat.completions.create(
-      { messages: [...system, ...conversation], stream: true, stream_options: { include_usage: true }, temperature, top_p: 0.9, min_p: 0.05 },
+      {
+        messages: [...system, ...conversation], stream: true, stream_options: { include_usage: true },
+        max_tokens: longest, temperature, top_p: 0.9, min_p: 0.05,
+      },
       { signal: controller.signal, onProgress: (progress) => turn.progress(progress) },
     );
     for await (const chunk of stream) {

@@ -182,8 +182,13 @@ export class Page {
   // Hands
 
   /** What the person chose beside the message. */
-  settings(): { temperature: number; instructions: string } {
-    return { temperature: Number(this.#temperature.value), instructions: element<HTMLTextAreaElement>("instructions").value.trim() };
+  settings(): { temperature: number; longest: number | null; instructions: string } {
+    const longest = Math.floor(element<HTMLInputElement>("longest").valueAsNumber);
+    return {
+      temperature: Number(this.#temperature.value),
+      longest: longest >= 1 ? longest : null,
+      instructions: element<HTMLTextAreaElement>("instructions").value.trim(),
+    };
   }
 
   /** `kept` is given where an earlier message is replaced: so many stay. */

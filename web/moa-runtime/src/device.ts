@@ -66,7 +66,7 @@ export class Tap {
   }
 }
 
-const MOST_UNSENT_BYTES = 32 << 20;
+const MOST_UNSENT_BYTES = 8 << 20;
 
 /** One at a time: the platform's objects are changed while an engine is being made. */
 let turn: Promise<unknown> = Promise.resolve();

@@ -175,6 +175,8 @@ export class Session {
       throwIfAborted(signal);
       const before = performance.now();
       const { ids, logprobs } = await step(Math.min(batch, maxTokens - made));
+      // The first token comes from logits that are there: it tells nothing of the device's speed.
+      const fed = ids.length - (pending === undefined ? 1 : 0);
       if (pending !== undefined) this.#cached.push(pending);
       pending = ids.at(-1);
       this.#cached.push(...ids.slice(0, -1));
@@ -187,9 +189,9 @@ export class Session {
         ids.length = stop + 1;
       }
       made += ids.length;
-      const msPerToken = (performance.now() - before) / Math.max(ids.length, 1);
+      const msPerToken = (performance.now() - before) / fed;
       await events.onTokens(ids, logprobs?.slice(0, ids.length));
-      batch = Math.max(1, Math.min(this.#maxBatch, Math.floor(BATCH_MS / msPerToken)));
+      if (fed > 0) batch = Math.max(1, Math.min(this.#maxBatch, Math.floor(BATCH_MS / msPerToken)));
     }
     // While no ring has overwritten anything, going back needs no copy.
     if (this.#engine.rewindable >= this.#engine.len) this.close();
