@@ -57,6 +57,7 @@ export async function loadEngine(
     meter.at("ready", total, report);
     return { engine, tap, report };
   } catch (error) {
+    meter.end();
     throwIfAborted(signal);
     // If it was the engine that could not be made, its reason is the one to tell.
     const [engine, tap] = await making;

@@ -35,6 +35,8 @@ export class ProgressMeter {
   readonly #start = performance.now();
   #downloadStart: number | undefined;
   #lastReport = -Infinity;
+  /** The newest count that came too early to be reported: it is, if none follows. */
+  #late: ReturnType<typeof setTimeout> | undefined;
   readonly #total: number;
   readonly #report: (progress: LoadProgress) => void;
 
@@ -43,11 +45,22 @@ export class ProgressMeter {
     this.#report = report;
   }
 
+  /** Drops what has not been reported yet. */
+  end(): void {
+    clearTimeout(this.#late);
+    this.#late = undefined;
+  }
+
   at(phase: LoadPhase, loaded: number, report?: Readonly<LoadReport>): void {
     const now = performance.now();
+    this.end();
     if (phase === "download") {
       this.#downloadStart ??= now;
-      if (loaded < this.#total && now - this.#lastReport < EVERY_MS) return;
+      const wait = this.#lastReport + EVERY_MS - now;
+      if (loaded < this.#total && wait > 0) {
+        this.#late = setTimeout(() => this.at(phase, loaded, report), wait);
+        return;
+      }
       this.#lastReport = now;
     }
     const seconds = (now - (this.#downloadStart ?? now)) / 1000;
