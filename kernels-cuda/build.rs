@@ -1,8 +1,16 @@
-//! Says whether tests may expect a CUDA device: `MOA_TEST_CUDA=yes`. Otherwise they are shown as ignored.
+//! Says what tests may expect: a CUDA device with `MOA_TEST_CUDA=yes`, NVRTC alone with `MOA_TEST_NVRTC=yes`. Otherwise they are shown as
+//! ignored.
 
 fn main() {
-    println!("cargo::rerun-if-env-changed=MOA_TEST_CUDA");
-    if std::env::var("MOA_TEST_CUDA").as_deref() != Ok("yes") {
+    let wanted = |name: &str| {
+        println!("cargo::rerun-if-env-changed={name}");
+        std::env::var(name).as_deref() == Ok("yes")
+    };
+    let (cuda, nvrtc) = (wanted("MOA_TEST_CUDA"), wanted("MOA_TEST_NVRTC"));
+    if !cuda {
         println!("cargo::rustc-cfg=skip_cuda");
+    }
+    if !cuda && !nvrtc {
+        println!("cargo::rustc-cfg=skip_nvrtc");
     }
 }

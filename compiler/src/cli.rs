@@ -49,6 +49,12 @@ pub(crate) enum Command {
     Profile(Profile),
     /// Choose one rule per KV head from influence curves, under density budgets.
     Solve(Solve),
+    /// Find a plan by steps or on a front, measuring plans on held-out samples.
+    Search(Search),
+    /// Measure random plans, and how well each estimator predicted their order.
+    Study(Study),
+    /// Show plans, profiles and results as one HTML page.
+    Report(Report),
     /// Show what a model, bundle, plan or profile holds.
     Inspect(Inspect),
     /// Check every byte and every number of a bundle.
@@ -57,7 +63,7 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Write the logits of every position of a list of token ids.
     Logits(Logits),
-    /// Compare plans by free generation on retrieval prompts.
+    /// Compare plans on retrieval, text and understanding, on the same prompts.
     Eval(Eval),
     /// Encode a JSON array of strings from standard input; for tests of other tokenizers.
     #[command(hide = true)]
@@ -93,6 +99,15 @@ pub(crate) enum LossChoice {
     CrossEntropy,
     /// Divergence from the dense model's own output; needs --at, it says nothing at the dense model.
     Kl,
+}
+
+/// Which tokens of a sample carry loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TargetChoice {
+    /// The response, or the second half of a plain text.
+    Answers,
+    /// Every token after the first.
+    All,
 }
 
 /// Which influence estimator.
@@ -149,6 +164,9 @@ pub(crate) struct ProfileArgs {
     /// Samples of each kind at each length. Default: by effort.
     #[arg(long, value_name = "COUNT")]
     pub(crate) samples: Option<usize>,
+    /// Which tokens carry loss.
+    #[arg(long, value_enum, default_value = "answers")]
+    pub(crate) targets: TargetChoice,
     /// How much work to put into the plan.
     #[arg(long, value_enum, default_value = "standard")]
     pub(crate) effort: Effort,
@@ -175,21 +193,100 @@ pub(crate) struct ProfileArgs {
 /// Options of the programme that chooses rules.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SolveArgs {
-    /// Largest kv_density at every constrained length: more than 0, at most 1.
-    #[arg(long, default_value_t = 0.5, value_name = "FRACTION")]
-    pub(crate) density: f64,
+    /// Largest kv_density at every constrained length: more than 0, at most 1. Several, separated by commas, put several
+    /// plans into one bundle; the first is its default.
+    #[arg(long, value_delimiter = ',', default_values_t = [0.5], value_name = "FRACTION,..")]
+    pub(crate) density: Vec<f64>,
     /// Declared context length M in tokens. Default: the model's, 8192 at most.
     #[arg(long, value_name = "TOKENS")]
     pub(crate) context: Option<u32>,
     /// Which influence estimator is minimized.
     #[arg(long, value_enum, default_value = "joint-positive")]
     pub(crate) estimator: EstimatorChoice,
+    /// Make curves non-increasing in the span before they are minimized.
+    #[arg(long)]
+    pub(crate) monotone: bool,
+    /// Add curves in nats, not as shares of their own sum.
+    #[arg(long)]
+    pub(crate) nats: bool,
+    /// Weights of kinds of samples, such as prose=2,lines=0; `task` and `text` mean all of their group. Default: 1.
+    #[arg(long, value_delimiter = ',', value_name = "KIND=WEIGHT,..", value_parser = weight::<String>)]
+    pub(crate) weights: Vec<(String, f64)>,
+    /// Weights of lengths, such as 2048=1,4096=2. Default: 1.
+    #[arg(long, value_delimiter = ',', value_name = "N=WEIGHT,..", value_parser = weight::<u32>)]
+    pub(crate) length_weights: Vec<(u32, f64)>,
+    /// Keep the predicted cost of a kind (or `task`, `text`) within this many times the least possible one.
+    #[arg(long, value_name = "KIND=FACTOR", value_parser = weight::<String>)]
+    pub(crate) hold: Option<(String, f64)>,
+    /// No head gets a span below this many tokens.
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) min_span: Option<u32>,
     /// Allow only this many distinct rules in a layer.
     #[arg(long, value_name = "K")]
     pub(crate) max_rules_per_layer: Option<usize>,
     /// Stop the solver after this many seconds and take the best plan so far.
     #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
     pub(crate) time_limit: f64,
+}
+
+/// Reads `name=number`; the number is finite and not negative.
+fn weight<K: std::str::FromStr>(text: &str) -> Result<(K, f64), String> {
+    let expected = || format!("`{text}` is no NAME=NUMBER, such as prose=2");
+    let (name, number) = text.split_once('=').ok_or_else(expected)?;
+    let key = name.parse().map_err(|_not_a_key| expected())?;
+    match number.parse::<f64>() {
+        Ok(number) if number.is_finite() && number >= 0.0 => Ok((key, number)),
+        _ => Err(expected()),
+    }
+}
+
+/// How a plan is searched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SearchChoice {
+    /// One profile of the dense model, one programme.
+    OneShot,
+    /// Re-linearise: tighten the budget step by step and profile the model as masked so far; keep the plan that
+    /// measures best on held-out samples.
+    Steps,
+    /// A front of one-shot plans over weights of tasks against text and of lengths; the one that measures best on
+    /// held-out samples.
+    Front,
+}
+
+/// Options of a search that measures plans.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SearchArgs {
+    /// Tightening steps from the dense model to the density. Default: 2, 3 or 4 by effort.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) steps: Option<usize>,
+    /// Further steps at the density, each kept only if it measures better. Default: 1, 2 or 4 by effort.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) rounds: Option<usize>,
+    /// How much of the costs of earlier points a step keeps, 0 to 1.
+    #[arg(long, default_value_t = 0.5, value_name = "FRACTION")]
+    pub(crate) damping: f64,
+    /// Trust region: share of the dense cache that a step may move beyond what its budget takes away. Halved when a
+    /// step measures worse.
+    #[arg(long, default_value_t = 0.1, value_name = "FRACTION")]
+    pub(crate) trust: f64,
+    /// Estimator of steps at masked models. (The first, at the dense model, has --estimator.)
+    #[arg(long, value_enum, default_value = "joint-signed")]
+    pub(crate) step_estimator: EstimatorChoice,
+    /// Weight of text (divergence from dense, nats a token) against tasks (added cross entropy of answers).
+    #[arg(long, default_value_t = 4.0, value_name = "WEIGHT")]
+    pub(crate) text_weight: f64,
+    /// Held-out samples of each kind at each length that plans are measured on. Default: as many as are profiled.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) held_out: Option<usize>,
+    /// Lengths at which plans are measured. Default: the profiled ones and one between each two.
+    #[arg(long, value_delimiter = ',', value_name = "N,..")]
+    pub(crate) held_out_lengths: Vec<u32>,
+    /// Exchanges of cache between two heads that are tried at the end, each kept only if it measures better.
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    pub(crate) exchanges: usize,
+    /// Write a JSON line for every plan that was measured.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
 }
 
 /// `build`.
@@ -200,6 +297,9 @@ pub(crate) struct Build {
     /// The bundle's folder; written whole or not at all.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+    /// What people shall call the model. Default: what its files say, or the folder's name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
     /// Calibration and profile.
     #[command(flatten)]
     pub(crate) profile: ProfileArgs,
@@ -209,6 +309,12 @@ pub(crate) struct Build {
     /// How weights are stored. Default: keep for GGUF, q4 for a folder.
     #[arg(long, value_enum)]
     pub(crate) quant: Option<QuantChoice>,
+    /// How the plan is searched for.
+    #[arg(long = "search", value_enum, default_value = "one-shot")]
+    pub(crate) how: SearchChoice,
+    /// Search.
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
     /// Bundle this plan in place of a profiled one (a JSON file of ours, the reference's, or explicit spans).
     #[arg(long, value_name = "FILE")]
     pub(crate) plan: Option<PathBuf>,
@@ -247,6 +353,79 @@ pub(crate) struct Solve {
     /// Seed of the solver.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+/// `search`.
+#[derive(Debug, Args)]
+pub(crate) struct Search {
+    /// A Hugging Face folder or a GGUF file.
+    pub(crate) model: PathBuf,
+    /// The plan, as JSON. Finished work waits beside it until the search is done.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Calibration and profile.
+    #[command(flatten)]
+    pub(crate) profile: ProfileArgs,
+    /// Solver.
+    #[command(flatten)]
+    pub(crate) solve: SolveArgs,
+    /// How the plan is searched for.
+    #[arg(long = "search", value_enum, default_value = "steps")]
+    pub(crate) how: SearchChoice,
+    /// Search.
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+    /// Keep the folder of finished work, so that a search with other options can use it.
+    #[arg(long)]
+    pub(crate) keep_work: bool,
+}
+
+/// `study`.
+#[derive(Debug, Args)]
+pub(crate) struct Study {
+    /// A Hugging Face folder or a GGUF file.
+    pub(crate) model: PathBuf,
+    /// A profile that `profile` wrote for this model.
+    pub(crate) curves: PathBuf,
+    /// kv_density of the random plans.
+    #[arg(long, default_value_t = 0.5, value_name = "FRACTION")]
+    pub(crate) density: f64,
+    /// Random plans.
+    #[arg(long, default_value_t = 60, value_name = "COUNT")]
+    pub(crate) plans: usize,
+    /// Calibration that plans are measured on, as for `profile`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) calibration: Option<PathBuf>,
+    /// Samples of each kind at each profiled length that plans are measured on; none of the profile's.
+    #[arg(long, default_value_t = 2, value_name = "COUNT")]
+    pub(crate) samples: usize,
+    /// Write a JSON line for every plan. Single measurements wait in a hidden file beside it, so that an interrupted
+    /// study goes on.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trials_out: Option<PathBuf>,
+    /// Seed of plans and samples.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) device: DeviceChoice,
+}
+
+/// `report`.
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// What to show, in any number: plans, bundles, profiles, JSON of `eval` or `search`, traces.
+    #[arg(required = true)]
+    pub(crate) inputs: Vec<PathBuf>,
+    /// The page: one HTML file that needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Also write every figure as an SVG file into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) figures: Option<PathBuf>,
+    /// Title of the page.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) title: Option<String>,
 }
 
 /// `inspect`.
@@ -345,22 +524,37 @@ pub(crate) struct Logits {
 pub(crate) struct Eval {
     /// A Hugging Face folder, a GGUF file or a bundle.
     pub(crate) model: PathBuf,
+    /// What to measure, separated by commas: passkey, needle, multikey, twohop, lines, perplexity, kl, agreement,
+    /// and longbench:FILE for records in `LongBench`'s form.
+    #[arg(long, value_delimiter = ',', value_name = "SUITE,..", default_values_t = [String::from("passkey")])]
+    pub(crate) suites: Vec<String>,
     /// Prompt lengths in tokens, separated by commas.
     #[arg(long, value_delimiter = ',', value_name = "N,..", default_values_t = [1024, 2048])]
     pub(crate) lengths: Vec<u32>,
-    /// Prompts at each length.
+    /// Prompts at each length; the same for every method.
     #[arg(long, default_value_t = 20, value_name = "COUNT")]
     pub(crate) trials: usize,
-    /// What to compare, separated by commas: `dense`, `uniform:PLAN` (one window for all heads at the plan's
-    /// kv_density), or a plan's name inside the bundle or a file.
+    /// What to compare, separated by commas.
+    ///
+    /// `dense`; `dense-kv8` (8-bit keys and values, simulated); a plan: its name inside the bundle or a file, also as
+    /// `moa:PLAN`; `uniform[:BUDGET]` (one window for all heads); `binary:BUDGET:PROFILE` (all or nothing by our own
+    /// influence); `duo:DIR[:SPARSITY]` (a `DuoAttention` pattern folder). A budget is a kv_density or a plan; without
+    /// one it is that of the first plan in the list.
     #[arg(long, value_delimiter = ',', value_name = "METHOD,..", default_values_t = [String::from("dense")])]
     pub(crate) methods: Vec<String>,
+    /// The text of perplexity, kl and agreement, and the haystack of retrieval: a text file, or a JSON array of token
+    /// ids. Default: built-in essays that calibration never saw.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
     /// Declared context length. Default: prompt and answer together.
     #[arg(long, value_name = "TOKENS")]
     pub(crate) context: Option<u32>,
     /// Seed of the prompts.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Write a JSON line for every trial as it comes; rows that the file has already are not computed again.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trials_out: Option<PathBuf>,
     /// Where to compute.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) device: DeviceChoice,

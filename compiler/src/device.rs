@@ -1,33 +1,89 @@
-//! Where to compute, chosen once and said aloud.
+//! Where to compute, chosen once and said aloud; and a model there.
 
-use moa_lm::{Cpu, Lm};
+use std::path::PathBuf;
+
+use moa_cuda::CudaError;
+use moa_lm::{Cpu, Lm, WeightSource};
 
 use crate::cli::DeviceChoice;
 use crate::interrupt;
 use crate::printer::Printer;
 use crate::source::Source;
 
-/// Refuses a device that is not there. `auto` says what it took.
-pub(crate) fn choose(choice: DeviceChoice, printer: &Printer) -> anyhow::Result<()> {
+/// A place that was found to work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Cpu,
+    Cuda,
+}
+
+/// A model with its weights, wherever they lie.
+#[derive(Debug)]
+pub(crate) enum Model {
+    Cpu(Box<Lm<Cpu>>),
+    Cuda(Box<Lm<moa_cuda::Gpu>>),
+}
+
+/// Does the same with a model on either place.
+macro_rules! on {
+    ($model:expr, $lm:ident => $what:expr) => {
+        match $model {
+            $crate::device::Model::Cpu($lm) => $what,
+            $crate::device::Model::Cuda($lm) => $what,
+        }
+    };
+}
+pub(crate) use on;
+
+/// Refuses a device that is not there or cannot be used. `auto` takes a GPU that can be used, and says what it took.
+pub(crate) fn choose(choice: DeviceChoice, printer: &Printer) -> anyhow::Result<Place> {
     match choice {
-        DeviceChoice::Cpu => {}
-        DeviceChoice::Auto => {
-            if moa_kernels::probe().is_ok() {
-                printer
-                    .say("a CUDA device is present; this version computes on the CPU all the same");
-            }
-        }
+        DeviceChoice::Cpu => Ok(Place::Cpu),
         DeviceChoice::Cuda => {
-            moa_kernels::engine()?;
+            open()?;
+            Ok(Place::Cuda)
         }
+        DeviceChoice::Auto => match open() {
+            Ok(gpu) => {
+                let name = moa_lm::Device::label(&gpu);
+                printer.say(format!("computing on {name} (--device cpu does without)"));
+                Ok(Place::Cuda)
+            }
+            Err(CudaError::NoDriver { .. } | CudaError::NoDevice { .. }) => Ok(Place::Cpu),
+            Err(error) => {
+                printer.say(format!("computing on the CPU: {error}"));
+                Ok(Place::Cpu)
+            }
+        },
     }
-    Ok(())
+}
+
+fn open() -> Result<moa_cuda::Gpu, CudaError> {
+    moa_cuda::Gpu::open(kernel_cache().as_deref())
+}
+
+/// Where compiled kernels are kept between runs.
+pub(crate) fn kernel_cache() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let caches = folder("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| folder("HOME").map(|home| PathBuf::from(home).join(".cache")))?;
+    Some(caches.join("moa-compile/kernels"))
+}
+
+/// Moves weights to a place.
+pub(crate) fn load_weights(place: Place, source: &dyn WeightSource) -> anyhow::Result<Model> {
+    let cancel = interrupt::flag();
+    Ok(match place {
+        Place::Cpu => Model::Cpu(Box::new(Lm::load(Cpu, source, cancel)?)),
+        Place::Cuda => Model::Cuda(Box::new(Lm::load(open()?, source, cancel)?)),
+    })
 }
 
 /// Loads the weights.
-pub(crate) fn load(source: &Source, printer: &Printer) -> anyhow::Result<Lm<Cpu>> {
+pub(crate) fn load(place: Place, source: &Source, printer: &Printer) -> anyhow::Result<Model> {
     let bar = printer.bar("loading weights", 0);
-    let lm = Lm::load(Cpu, source, interrupt::flag())?;
+    let model = load_weights(place, source)?;
     bar.finish_and_clear();
-    Ok(lm)
+    Ok(model)
 }

@@ -1,4 +1,4 @@
-//! What an effort level means in lengths and samples.
+//! What an effort level means in lengths, samples and steps.
 
 use crate::cli::{Effort, ProfileArgs};
 
@@ -7,14 +7,18 @@ use crate::cli::{Effort, ProfileArgs};
 pub(crate) struct Preset {
     pub(crate) lengths: Vec<u32>,
     pub(crate) samples: usize,
+    /// Tightening steps of a search in steps.
+    pub(crate) steps: usize,
+    /// Further steps at the density.
+    pub(crate) rounds: usize,
 }
 
 /// The preset of `args`, with what was typed in its place; no length beyond `context`.
 pub(crate) fn preset(args: &ProfileArgs, context: u32) -> Preset {
-    let (lengths, samples): (&[u32], usize) = match args.effort {
-        Effort::Quick => (&[1024, 2048], 2),
-        Effort::Standard => (&[2048, 4096], 8),
-        Effort::Thorough => (&[2048, 4096, 8192], 16),
+    let (lengths, samples, steps, rounds): (&[u32], usize, usize, usize) = match args.effort {
+        Effort::Quick => (&[1024, 2048], 2, 2, 1),
+        Effort::Standard => (&[2048, 4096], 8, 3, 2),
+        Effort::Thorough => (&[2048, 4096, 8192], 16, 4, 4),
     };
     let mut lengths: Vec<u32> = if args.lengths.is_empty() {
         // A short context is profiled at its own length: better one profile than none.
@@ -36,5 +40,7 @@ pub(crate) fn preset(args: &ProfileArgs, context: u32) -> Preset {
     Preset {
         lengths,
         samples: args.samples.unwrap_or(samples),
+        steps,
+        rounds,
     }
 }

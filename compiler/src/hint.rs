@@ -48,7 +48,7 @@ pub(crate) fn hint_of(error: &anyhow::Error) -> Option<String> {
         {
             return Some("fetch or build the bundle again".into());
         }
-        if let Some(error) = cause.downcast_ref::<moa_kernels::CudaError>() {
+        if let Some(error) = cause.downcast_ref::<moa_cuda::CudaError>() {
             return Some(error.hint().to_owned());
         }
         None

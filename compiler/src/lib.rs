@@ -16,7 +16,7 @@ mod cli;
 mod commands;
 mod device;
 mod effort;
-pub mod evaluate;
+mod evaluate;
 mod exit;
 mod files;
 mod hint;
@@ -27,6 +27,8 @@ mod pipeline;
 mod plans;
 mod printer;
 mod profile;
+mod report;
+mod search;
 mod source;
 
 use std::ffi::OsString;
@@ -50,6 +52,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Build(args) => commands::build::run(&args, &printer),
         Command::Profile(args) => commands::profile::run(&args, &printer),
         Command::Solve(args) => commands::solve::run(&args, &printer),
+        Command::Search(args) => commands::search::run(&args, &printer),
+        Command::Study(args) => commands::study::run(&args, &printer),
+        Command::Report(args) => commands::report::run(&args, &printer),
         Command::Inspect(args) => commands::inspect::run(&args, &printer),
         Command::Verify(args) => commands::verify::run(&args, &printer),
         Command::Generate(args) => commands::generate::run(&args, &printer),

@@ -1,11 +1,11 @@
 //! What quantizing cost: perplexity of the bundle's weights against the source's, on the same text.
 
-use moa_lm::{Cpu, Lm};
 use rand::Rng as _;
 use serde::Serialize;
 
 use crate::bundle::Bundle;
 use crate::calibrate::{Calibration, CalibrationSource, Kind, Tokenize, seeded};
+use crate::device::{self, on};
 use crate::interrupt;
 use crate::pipeline::Opened;
 use crate::printer::Printer;
@@ -53,14 +53,13 @@ pub(crate) fn compare(
     let (ids, text) = text(opened)?;
     let sample = moa_lm::Sample::new(ids, 1);
     let cancel = interrupt::flag();
-    let source = opened.lm(printer)?.loss(&sample, None, cancel)?.exp();
+    let source = on!(opened.lm(printer)?, lm => lm.loss(&sample, None, cancel))?.exp();
     let lossless = max_error == 0.0;
     let stored = if lossless {
         source
     } else {
-        Lm::load(Cpu, bundle, cancel)?
-            .loss(&sample, None, cancel)?
-            .exp()
+        let stored = device::load_weights(opened.place, bundle)?;
+        on!(&stored, lm => lm.loss(&sample, None, cancel))?.exp()
     };
     Ok(Perplexity {
         source,

@@ -1,22 +1,24 @@
 //! The steps that `build` and `profile` share: open, calibrate, profile.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use moa_format::ModelConfig;
-use moa_lm::{Cpu, Lm, LossKind};
+use moa_lm::LossKind;
 use moa_model::Checkpoint;
 
-use crate::calibration;
-use crate::cli::{LossChoice, ProfileArgs};
-use crate::device;
+use crate::calibrate::Sample;
+use crate::calibration::{self, Wish};
+use crate::cli::{DeviceChoice, LossChoice, ProfileArgs, SolveArgs};
+use crate::device::{self, Model, Place};
 use crate::effort::preset;
 use crate::files::FileError;
 use crate::hint::Told;
 use crate::interrupt;
 use crate::plans;
 use crate::printer::Printer;
-use crate::profile::{Curves, ProfileSpec, Profiler, SolveSpec, check_budgets};
+use crate::profile::{CostSpec, Curves, ProfileSpec, Profiler, Scale, SolveSpec, check_budgets};
 use crate::source::Source;
 
 /// Who wrote a plan or a bundle.
@@ -30,7 +32,9 @@ pub(crate) struct Opened {
     pub(crate) name: String,
     pub(crate) license: Option<String>,
     pub(crate) source_sha256: String,
-    lm: OnceCell<Lm<Cpu>>,
+    /// Where the model is computed.
+    pub(crate) place: Place,
+    lm: OnceCell<Model>,
 }
 
 impl Opened {
@@ -47,9 +51,9 @@ impl Opened {
     }
 
     /// The model with its weights.
-    pub(crate) fn lm(&self, printer: &Printer) -> anyhow::Result<&Lm<Cpu>> {
+    pub(crate) fn lm(&self, printer: &Printer) -> anyhow::Result<&Model> {
         if self.lm.get().is_none() {
-            let lm = device::load(&self.source, printer)?;
+            let lm = device::load(self.place, &self.source, printer)?;
             // Just found empty, and nobody else holds this cell.
             let _ = self.lm.set(lm);
         }
@@ -61,7 +65,16 @@ impl Opened {
 
 /// Opens a checkpoint and settles where to compute.
 pub(crate) fn open(path: &Path, args: &ProfileArgs, printer: &Printer) -> anyhow::Result<Opened> {
-    device::choose(args.device, printer)?;
+    open_on(path, args.device, printer)
+}
+
+/// [`open`] for commands that profile nothing.
+pub(crate) fn open_on(
+    path: &Path,
+    device: DeviceChoice,
+    printer: &Printer,
+) -> anyhow::Result<Opened> {
+    let place = device::choose(device, printer)?;
     let source = Source::open(path)?;
     let opened = match &source {
         Source::Bundle(_) => (String::new(), None, String::new()),
@@ -82,6 +95,7 @@ pub(crate) fn open(path: &Path, args: &ProfileArgs, printer: &Printer) -> anyhow
         name,
         license,
         source_sha256,
+        place,
         lm: OnceCell::new(),
     };
     opened.checkpoint()?;
@@ -106,6 +120,30 @@ pub(crate) fn context(asked: Option<u32>, config: &ModelConfig) -> anyhow::Resul
         .into()),
         Some(context) => Ok(context),
         None => Ok(config.max_context.min(DEFAULT_CONTEXT)),
+    }
+}
+
+/// What is asked of the solver at one density.
+pub(crate) fn solve_spec(args: &SolveArgs, density: f64, context: u32, seed: u64) -> SolveSpec {
+    SolveSpec {
+        density,
+        context,
+        cost: CostSpec {
+            scale: if args.nats {
+                Scale::Nats
+            } else {
+                Scale::Shares
+            },
+            monotone: args.monotone,
+            kinds: args.weights.iter().cloned().collect(),
+            lengths: args.length_weights.iter().copied().collect(),
+            ..CostSpec::new(args.estimator.into())
+        },
+        min_span: args.min_span,
+        hold: args.hold.clone(),
+        max_rules_per_layer: args.max_rules_per_layer,
+        time_limit_secs: args.time_limit,
+        seed,
     }
 }
 
@@ -168,8 +206,8 @@ pub(crate) fn profile(
         }
         LossChoice::Kl => LossKind::KlToDense,
     };
-    let cancel = interrupt::flag();
-    let calibration = calibration::gather(opened, args, &preset, printer)?;
+    let wish = Wish::of(args, &preset);
+    let calibration = calibration::gather(opened, &wish, printer)?;
     let spec = ProfileSpec {
         grid,
         loss,
@@ -177,27 +215,44 @@ pub(crate) fn profile(
         blocks,
         source_sha256: opened.source_sha256.clone(),
     };
-    let profiler = Profiler {
-        lm: opened.lm(printer)?,
-        work,
-        printer,
-        cancel,
-    };
-    let mut curves = profiler.run(&calibration.samples, &spec)?;
+    let mut curves = profile_samples(opened, &calibration.samples, &spec, work, printer)?;
+    describe(&mut curves, opened, args.seed, &calibration.sha256);
     let mut put = |key: &str, value: String| curves.metadata.insert(key.to_owned(), value);
-    put("tool", TOOL.into());
-    put("seed", args.seed.to_string());
-    put("source_sha256", opened.source_sha256.clone());
-    put("calibration_sha256", calibration.sha256);
-    put("base_model", opened.name.clone());
     put("loss", format!("{loss:?}"));
-    if let Some(license) = &opened.license {
-        put("license", license.clone());
-    }
     if let Some(plan) = &spec.at {
         put("at", plan.hash());
     }
     Ok(curves)
+}
+
+/// Profiles given samples; finished ones wait in `work`.
+pub(crate) fn profile_samples(
+    opened: &Opened,
+    samples: &BTreeMap<u32, Vec<Sample>>,
+    spec: &ProfileSpec,
+    work: &Path,
+    printer: &Printer,
+) -> anyhow::Result<Curves> {
+    let profiler = Profiler {
+        lm: opened.lm(printer)?,
+        work,
+        printer,
+        cancel: interrupt::flag(),
+    };
+    profiler.run(samples, spec)
+}
+
+/// What curves, and plans from them, say of where they came from.
+pub(crate) fn describe(curves: &mut Curves, opened: &Opened, seed: u64, calibration_sha256: &str) {
+    let mut put = |key: &str, value: String| curves.metadata.insert(key.to_owned(), value);
+    put("tool", TOOL.into());
+    put("seed", seed.to_string());
+    put("source_sha256", opened.source_sha256.clone());
+    put("calibration_sha256", calibration_sha256.to_owned());
+    put("base_model", opened.name.clone());
+    if let Some(license) = &opened.license {
+        put("license", license.clone());
+    }
 }
 
 /// Removes the work folder of a command that is done.

@@ -41,6 +41,17 @@ impl Source {
         }
     }
 
+    /// A hash that two models share only if their weights are the same.
+    pub(crate) fn identity(&self) -> anyhow::Result<String> {
+        match self {
+            Self::Checkpoint(checkpoint) => Ok(checkpoint.source_hash()?),
+            Self::Bundle(bundle) => {
+                let shards = format!("{:?}", bundle.manifest().weights.shards);
+                Ok(moa_format::sha256_hex(shards.as_bytes()))
+            }
+        }
+    }
+
     /// The plan that is used when none is asked for.
     pub(crate) fn default_plan(&self) -> anyhow::Result<Option<Plan>> {
         match self {

@@ -47,7 +47,7 @@ def check(backend):
 
 
 def prefill(lengths):
-    print("| peer | heads | KV | D | S | forward ms | backward ms |")
+    print("\n| peer | heads | KV | D | S | forward ms | backward ms |")
     print("|---|---|---|---|---|---|---|")
     for name, backend in BACKENDS.items():
         check(backend)
@@ -66,7 +66,7 @@ def prefill(lengths):
 
 
 def decode():
-    print("| peer, dense decode | heads | KV | D | batch | S | us | GB/s |")
+    print("\n| peer, dense decode | heads | KV | D | batch | S | us | GB/s |")
     print("|---|---|---|---|---|---|---|---|")
     for batch, kv_heads, length in [(64, 8, 16384), (16, 32, 8192), (1, 32, 32768), (1, 8, 16384)]:
         sets = [tuple(tensor(batch, kv_heads, length, 128, False) for _ in range(2)) for _ in range(2)]
@@ -85,7 +85,7 @@ def flex(lengths):
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     compiled = torch.compile(flex_attention)
-    print("| FlexAttention, ragged spans | heads | S | density | forward ms |")
+    print("\n| FlexAttention, ragged spans | heads | S | density | forward ms |")
     print("|---|---|---|---|---|")
     for length in lengths:
         for density in (0.5, 0.25):

@@ -75,13 +75,6 @@ __device__ __forceinline__ void take_one(Kept& kept, float score, float grad, fl
     kept = {shift, kept.mass * old + p, kept.grad * old + p * grad};
 }
 
-// A bit of the lane number chooses which of two values this lane sums with its partner's.
-__device__ __forceinline__ float exchange_sum(bool odd, float even_value, float odd_value, u32 mask) {
-    float give = odd ? even_value : odd_value;
-    float keep = odd ? odd_value : even_value;
-    return keep + __shfl_xor_sync(~0u, give, mask);
-}
-
 __device__ __forceinline__ float exchange_max(bool odd, float even_value, float odd_value, u32 mask) {
     float give = odd ? even_value : odd_value;
     float keep = odd ? odd_value : even_value;
@@ -111,18 +104,6 @@ __device__ __forceinline__ void emit(const Kept& upper, const Kept& lower, float
     sum += __shfl_xor_sync(~0u, sum, 8);
     sum += __shfl_xor_sync(~0u, sum, 16);
     if (lane < 4u) out[lane] = sum;
-}
-
-// Where the four warps' bins of a slot begin, in float4, within one KV head of a launch that begins at slot `first_slot`.
-// A slot of row tile t has t + 1 bins: those of windows that hide something, and the last for those that hide nothing.
-__device__ __forceinline__ u64 slot_bins(u32 slot, u32 group) {
-    u64 tile = slot / group, member = slot % group;
-    return 4ull * (group * (tile * (tile + 1u) / 2u) + member * (tile + 1u));
-}
-
-__device__ __forceinline__ u64 partial_offset(u32 kv_index, u32 slot, u32 first_slot, u32 end_slot, u32 group) {
-    u64 base = slot_bins(first_slot, group);
-    return kv_index * (slot_bins(end_slot, group) - base) + slot_bins(slot, group) - base;
 }
 
 // What a warp of the walk knows of its place.

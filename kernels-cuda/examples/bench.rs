@@ -1,6 +1,6 @@
 //! Times the kernels beside their floors: checks first, then events, inputs rotated so that nothing sits in L2.
 //!
-//! `bench [influence | decode | attention]`, all of them by default; without a device it says why and does nothing.
+//! `bench [influence | decode | attention | chunks]`, all of them by default; without a device it says why and does nothing.
 
 #![expect(
     clippy::print_stdout,
@@ -15,11 +15,12 @@ mod twin;
 
 use half::bf16;
 use moa_kernels::{
-    Attention, AttentionGradients, AttentionShape, Buffer, Decode, DecodeRequest, DecodeShape, Gpu,
-    Influence, InfluenceInputs, InfluenceShape, Layout,
+    Attention, AttentionGradients, AttentionShape, Buffer, CacheSlots, Chunk, ChunkPart, Decode,
+    DecodeWorkspace, Gpu, HeadShape, Influence, InfluenceInputs, InfluenceShape, KvBuffers, Layout,
+    Prefill, QkvRows, RequestSlots,
 };
 use moa_mask::density::{attention_density, kv_density};
-use moa_mask::{HeadMask, RingLayout};
+use moa_mask::{HeadMask, KvFormat, RingLayout};
 use twin::{Layer, Random};
 
 /// Rate that the floors are counted with: a bf16 product of 8192^3 on an H100 (cuBLAS).
@@ -51,6 +52,9 @@ fn main() {
     }
     if wants("attention") {
         attention(&gpu);
+    }
+    if wants("chunks") {
+        chunks(&gpu);
     }
 }
 
@@ -107,9 +111,9 @@ fn decode(gpu: &Gpu) {
         "decode, bf16, one layer, D=128, 32 query heads; read bandwidth in this call {ceiling:.0} GB/s"
     );
     println!(
-        "| KV | batch | S | kv_density | visible MB | us | floor us | GB/s | of the ceiling |"
+        "| KV | batch | S | cache | kv_density | visible MB | us | floor us | GB/s | of the ceiling |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for (kv_heads, batch, len, density) in [
         (8, 64, 16384, 1.0),
         (8, 64, 16384, 0.5),
@@ -123,13 +127,21 @@ fn decode(gpu: &Gpu) {
         (8, 1, 131_072, 0.5),
         (8, 1, 16384, 1.0),
         (8, 1, 16384, 0.5),
+        (32, 1, 4096, 0.5),
     ] {
-        time_decode(gpu, ceiling, kv_heads, batch, len, density);
+        for format in [KvFormat::Sixteen, KvFormat::Int8] {
+            time_decode(gpu, ceiling, format, (kv_heads, batch, len, density));
+        }
     }
 }
 
-fn time_decode(gpu: &Gpu, ceiling: f64, kv_heads: u32, batch: usize, len: u32, density: f64) {
-    let shape = DecodeShape {
+fn time_decode(
+    gpu: &Gpu,
+    ceiling: f64,
+    format: KvFormat,
+    (kv_heads, batch, len, density): (u32, usize, u32, f64),
+) {
+    let shape = HeadShape {
         heads: 32,
         kv_heads,
         head_dim: 128,
@@ -143,7 +155,7 @@ fn time_decode(gpu: &Gpu, ceiling: f64, kv_heads: u32, batch: usize, len: u32, d
             slots += layout.slots();
             (mask, layout, offset)
         });
-        requests.push(DecodeRequest {
+        requests.push(RequestSlots {
             heads: heads.collect(),
         });
     }
@@ -152,40 +164,147 @@ fn time_decode(gpu: &Gpu, ceiling: f64, kv_heads: u32, batch: usize, len: u32, d
         .map(|mask| u64::from(mask.span().min(len)))
         .sum::<u64>()
         * batch as u64;
-    let bytes = keys as f64 * 128.0 * 2.0 * 2.0;
+    let bytes = keys as f64 * 2.0 * format.row_bytes(128) as f64;
     let sets = if bytes < 4e9 {
         2 + (2e8 / bytes) as u64
     } else {
         1
     };
-    let caches: Vec<_> = (0..sets)
+    let caches: Vec<KvBuffers<bf16>> = (0..sets)
         .map(|set| {
-            let len = slots as usize * 128;
-            (
-                random(gpu, len, 1.0, 2 * set),
-                random(gpu, len, 1.0, 2 * set + 1),
-            )
+            let mut kv = KvBuffers::zeros(gpu, format, slots as usize, 128).unwrap();
+            let noise = random(gpu, 1 << 22, 1.0, set);
+            match &mut kv {
+                KvBuffers::Sixteen { k, v } => {
+                    gpu.repeat(&noise, k).unwrap();
+                    gpu.repeat(&noise, v).unwrap();
+                }
+                KvBuffers::Int8 { k, v, scales } => {
+                    let bytes: Vec<i8> = (0..1 << 22).map(|i| (i * 89 % 251) as i8).collect();
+                    let bytes = gpu.upload(&bytes).unwrap();
+                    gpu.repeat(&bytes, k).unwrap();
+                    gpu.repeat(&bytes, v).unwrap();
+                    let scale = gpu.upload(&[1.0f32 / 64.0; 4096]).unwrap();
+                    gpu.repeat(&scale, scales).unwrap();
+                }
+            }
+            kv
         })
         .collect();
     let q = random(gpu, batch * 32 * 128, 1.0, 99);
     let lens = gpu.upload(&vec![len; batch]).unwrap();
     let mut out = gpu.zeros::<bf16>(q.len()).unwrap();
-    let mut decode = Decode::new::<bf16>(gpu, shape, &requests, slots as usize).unwrap();
-    // Ten steps a measurement: launches overlap, as they do in a model.
-    let ms = median(gpu, 15, |i| {
+    let cache = CacheSlots::new(gpu, shape, &requests, slots as usize).unwrap();
+    let decode = Decode::new::<bf16>(gpu, &cache, format).unwrap();
+    let mut workspace = DecodeWorkspace::new(gpu, [&decode]).unwrap();
+    // Ten steps a measurement, recorded: launches follow one another as they do in a model.
+    let mut steps = || {
         for j in 0..10 {
-            let (k, v) = &caches[(10 * i + j) % caches.len()];
-            decode.run(gpu, &q, k, v, &lens, 0.088, &mut out).unwrap();
+            let kv = &caches[j % caches.len()];
+            decode.run(gpu, &cache, &mut workspace, &q, kv, &lens, 0.088, &mut out)?;
         }
-    }) / 10.0;
+        Ok(())
+    };
+    steps().unwrap();
+    let graph = gpu.record(steps).unwrap();
+    let ms = median(gpu, 15, |_| gpu.replay(&graph).unwrap()) / 10.0;
     let rate = bytes / f64::from(ms) / 1e6;
+    let label = match format {
+        KvFormat::Sixteen => "16 bits",
+        KvFormat::Int8 => "int8",
+    };
     println!(
-        "| {kv_heads} | {batch} | {len} | {:.3} | {:.0} | {:.1} | {:.1} | {rate:.0} | {:.2} |",
+        "| {kv_heads} | {batch} | {len} | {label} | {:.3} | {:.0} | {:.1} | {:.1} | {rate:.0} | {:.2} |",
         kv_density(masks.iter().copied(), len),
         bytes / 1e6,
         ms * 1e3,
         bytes / ceiling / 1e3,
         rate / ceiling
+    );
+}
+
+/// A whole prompt in chunks over rings, one layer: attention and commits, and attention alone of the prompt in one piece.
+fn chunks(gpu: &Gpu) {
+    println!("prefill in chunks over rings, bf16, one layer, B=1, 32 query heads, D=128, sink 64");
+    println!("| KV | S | chunk | kv_density | attention_density | ms | TFLOP/s visible |");
+    println!("|---|---|---|---|---|---|---|");
+    for (kv_heads, len, chunk) in [
+        (32, 8192, 8192),
+        (32, 8192, 2048),
+        (32, 8192, 512),
+        (8, 32768, 4096),
+    ] {
+        for density in [1.0, 0.5, 0.25] {
+            time_chunks(gpu, kv_heads, len, chunk, density);
+        }
+    }
+}
+
+fn time_chunks(gpu: &Gpu, kv_heads: u32, len: u32, chunk: u32, density: f64) {
+    let shape = HeadShape {
+        heads: 32,
+        kv_heads,
+        head_dim: 128,
+    };
+    let masks = ragged(kv_heads, len, density);
+    let mut slots = 0;
+    let heads = masks.iter().map(|&mask| {
+        let layout = RingLayout::new(mask, len, 64);
+        slots += layout.slots();
+        (mask, layout, slots - layout.slots())
+    });
+    let request = RequestSlots {
+        heads: heads.collect(),
+    };
+    let cache = CacheSlots::new(gpu, shape, &[request], slots as usize).unwrap();
+    let format = KvFormat::Sixteen;
+    let mut kv = KvBuffers::<bf16>::zeros(gpu, format, slots as usize, 128).unwrap();
+    let prefill = Prefill::new::<bf16>(gpu, shape).unwrap();
+    let rows = QkvRows::new::<bf16>(gpu, shape, format).unwrap();
+    let parts: Vec<Chunk> = (0..len / chunk)
+        .map(|i| {
+            let part = ChunkPart {
+                request: 0,
+                start: i * chunk,
+                len: chunk,
+            };
+            Chunk::new(gpu, shape, 1, &[part]).unwrap()
+        })
+        .collect();
+    let tensor = |heads: u32, seed| random(gpu, (chunk * heads * 128) as usize, 1.0, seed);
+    let (q, k, v) = (tensor(32, 1), tensor(kv_heads, 2), tensor(kv_heads, 3));
+    let mut out = gpu.zeros::<bf16>(q.len()).unwrap();
+    let scale = 1.0 / 128f32.sqrt();
+    let ms = median(gpu, 9, |_| {
+        for part in &parts {
+            let KvBuffers::Sixteen {
+                k: slots_k,
+                v: slots_v,
+            } = &kv
+            else {
+                unreachable!()
+            };
+            prefill
+                .run(
+                    gpu,
+                    &cache,
+                    part,
+                    &q,
+                    (&k, &v),
+                    (slots_k, slots_v),
+                    scale,
+                    &mut out,
+                )
+                .unwrap();
+            rows.commit(gpu, &cache, part, (&k, &v), &mut kv).unwrap();
+        }
+    });
+    let share = attention_density(masks.iter().copied(), len);
+    let pairs = f64::from(len) * f64::from(len + 1) / 2.0 * 32.0 * share;
+    println!(
+        "| {kv_heads} | {len} | {chunk} | {:.3} | {share:.3} | {ms:.3} | {:.0} |",
+        kv_density(masks.iter().copied(), len),
+        pairs * 4.0 * 128.0 / f64::from(ms) / 1e9,
     );
 }
 
@@ -329,14 +448,10 @@ fn check(gpu: &Gpu) {
 
 /// A tensor of random values: one random block of an odd size, again and again.
 fn random(gpu: &Gpu, len: usize, scale: f32, seed: u64) -> Buffer<bf16> {
-    let block: Vec<bf16> = Random(seed).values(len.min(16_777_213), scale);
+    let block: Vec<bf16> = Random(seed).values(len.min(4_194_301), scale);
     let mut buffer = gpu.zeros::<bf16>(len).unwrap();
-    let mut at = 0;
-    while at < len {
-        let part = block.len().min(len - at);
-        gpu.write(&mut buffer, at, &block[..part]).unwrap();
-        at += part;
-    }
+    gpu.repeat(&gpu.upload(&block).unwrap(), &mut buffer)
+        .unwrap();
     buffer
 }
 

@@ -1,14 +1,15 @@
 //! Launchers of masked attention and of its gradients: shapes checked, blocks counted.
 
+use bytemuck::cast_slice;
 use cudarc::driver::CudaFunction;
 use moa_mask::HeadMask;
+use moa_mask::abi::PrefillRun;
 
 use crate::extent::{Extent, Layout, check_len};
 use crate::launch::{self, Arg, Grid};
+use crate::prefill::{self, CONSUMERS, THREADS};
 use crate::source::{KV_CONSUMERS, KV_STAGES, Kernel, KernelConfig, operand_bytes, stages};
 use crate::{Buffer, CudaError, Element, Gpu, Result};
-
-const CONSUMERS: u32 = Kernel::AttentionPrefill.consumers();
 
 /// One layer's attention over linear keys, one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +73,9 @@ pub struct Attention {
     shape: AttentionShape,
     config: KernelConfig,
     spans: Buffer<u32>,
+    run: Buffer<u32>,
+    items: Buffer<u32>,
+    blocks: u32,
     forward: CudaFunction,
     row_dot: CudaFunction,
     grad_q: CudaFunction,
@@ -94,11 +98,15 @@ impl Attention {
         }
         shape.keys().check(shape.kv_heads)?;
         check_len("masks", shape.kv_heads as usize, masks.len())?;
-        let limit = 1 << 30; // positions stay far from where u32 wraps around
-        let spans: Vec<u32> = masks
-            .iter()
-            .flat_map(|mask| [mask.sink.min(limit), mask.window.clamp(1, limit), 0, 0])
-            .collect();
+        // One run whose keys are all fresh. Wide heads come first, so that the last blocks to run are short ones.
+        let run = PrefillRun {
+            q_start: shape.q_start,
+            q_len: shape.q_len,
+            ..PrefillRun::default()
+        };
+        let mut order: Vec<u32> = (0..shape.kv_heads).collect();
+        order.sort_by_key(|&head| std::cmp::Reverse(masks[head as usize].span()));
+        let items = prefill::items(0, shape.q_len, shape.gqa_group(), order);
         let config = KernelConfig {
             head_dim: shape.head_dim,
             element: T::TYPE,
@@ -108,11 +116,14 @@ impl Attention {
         Ok(Self {
             shape,
             config,
-            spans: gpu.upload(&spans)?,
+            spans: upload_spans(gpu, masks)?,
+            run: gpu.upload(cast_slice(&[run]))?,
+            items: gpu.upload(cast_slice(&items))?,
+            blocks: u32::try_from(items.len()).unwrap_or(u32::MAX),
             forward: launch::function(
                 &forward,
                 "attention_prefill",
-                forward_bytes(shape.head_dim),
+                prefill::shared_bytes(shape.head_dim),
             )?,
             row_dot: launch::function(&backward, "attention_row_dot", 0)?,
             grad_q: launch::function(&backward, "attention_grad_q", grad_q_bytes(shape.head_dim))?,
@@ -142,20 +153,33 @@ impl Attention {
         check_len("out", queries.elements(), out.len())?;
         check_len("lse", queries.row_values(), lse.len())?;
         let stream = gpu.stream();
+        let maps = [
+            launch::tile_map(stream, q, queries)?,
+            launch::tile_map(stream, k, keys)?,
+            launch::tile_map(stream, v, keys)?,
+        ];
         launch::launch(
             stream,
             &self.forward,
             "launching attention_prefill",
-            self.grid(forward_bytes(shape.head_dim)),
+            Grid {
+                blocks: (self.blocks, 1),
+                threads: THREADS,
+                shared_bytes: prefill::shared_bytes(shape.head_dim),
+            },
             &[
-                Arg::Map(launch::tile_map(stream, q, queries)?),
-                Arg::Map(launch::tile_map(stream, k, keys)?),
-                Arg::Map(launch::tile_map(stream, v, keys)?),
+                Arg::Map(maps[0]),
+                Arg::Map(maps[1]),
+                Arg::Map(maps[2]),
+                // Nothing is cached: these are never read.
+                Arg::Map(maps[1]),
+                Arg::Map(maps[2]),
+                Arg::read(stream, &self.run),
                 Arg::read(stream, &self.spans),
+                Arg::read(stream, &self.items),
                 Arg::write(stream, out),
                 Arg::write(stream, lse),
-                Arg::U32(shape.q_len),
-                Arg::U32(shape.q_start),
+                Arg::U32(shape.kv_heads),
                 Arg::U32(shape.gqa_group()),
                 Arg::U32(queries.head_stride()),
                 Arg::U32(queries.row_stride()),
@@ -323,14 +347,19 @@ impl Attention {
     }
 }
 
+/// Sink and window of each KV head, as kernels over linear keys read them.
+pub(crate) fn upload_spans(gpu: &Gpu, masks: &[HeadMask]) -> Result<Buffer<u32>> {
+    let limit = 1 << 30; // positions stay far from where u32 wraps around
+    let spans: Vec<u32> = masks
+        .iter()
+        .flat_map(|mask| [mask.sink.min(limit), mask.window.clamp(1, limit), 0, 0])
+        .collect();
+    gpu.upload(&spans)
+}
+
 /// Barriers and room to align the tiles.
 const fn beside(stages: u32) -> u32 {
     16 * stages + 8 + 1024
-}
-
-fn forward_bytes(head_dim: u32) -> u32 {
-    let stages = stages(head_dim);
-    (CONSUMERS + 2 * stages) * operand_bytes(head_dim) + beside(stages)
 }
 
 fn grad_q_bytes(head_dim: u32) -> u32 {

@@ -2,12 +2,13 @@
 
 use bytemuck::cast_slice;
 use cudarc::driver::CudaFunction;
-use moa_mask::abi::{DecodeItem, HeadParts, HeadSpan};
-use moa_mask::{HeadMask, RingLayout};
+use moa_mask::KvFormat;
+use moa_mask::abi::DecodeItem;
 
 use crate::extent::check_len;
 use crate::launch::{self, Arg, Grid};
-use crate::source::{DECODE_STAGES, Kernel, KernelConfig};
+use crate::slots::{CacheSlots, HeadShape, KvBuffers};
+use crate::source::{Kernel, KernelConfig, decode_blocks, decode_stages};
 use crate::{Buffer, CudaError, Element, Gpu, Result};
 
 /// Query heads that one item serves at most: rows of a tensor core product.
@@ -16,30 +17,11 @@ const HEADS_PER_ITEM: u32 = 8;
 /// Fewest keys of a part that is worth a block of its own.
 const LEAST_KEYS: u64 = 128;
 
-/// One layer's heads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DecodeShape {
-    /// Query heads.
-    pub heads: u32,
-    /// KV heads; divides `heads`.
-    pub kv_heads: u32,
-    /// Channels of a head: 64 or 128.
-    pub head_dim: u32,
-}
-
-/// One request's cache in a layer's buffers: for each KV head a mask, its ring, and its first slot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DecodeRequest {
-    /// By KV head.
-    pub heads: Vec<(HeadMask, RingLayout, u32)>,
-}
-
-/// The items and where each head's parts lie.
+/// The items, and whose each is. The parts of a run of heads follow one another.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct WorkList {
     requests: Vec<u32>,
     items: Vec<DecodeItem>,
-    heads: Vec<HeadParts>,
 }
 
 /// The fewest keys of a part with which there are no more than `blocks` parts in all. Where heads alone are nearly as many, four
@@ -71,241 +53,207 @@ fn chunk(lengths: &[u64], runs: u64, blocks: u32) -> u64 {
     low
 }
 
-/// Cuts every request's KV heads into parts of about the same number of keys, so that `blocks` blocks have work.
-fn work_list(shape: DecodeShape, requests: &[DecodeRequest], blocks: u32) -> WorkList {
-    let group = shape.heads / shape.kv_heads;
-    let runs = u64::from(group.div_ceil(HEADS_PER_ITEM));
-    let keys = |mask: &HeadMask, layout: &RingLayout| {
-        u64::from(mask.window.min(layout.ring)) + u64::from(layout.sink)
-    };
-    let lengths: Vec<u64> = requests
-        .iter()
-        .flat_map(|request| &request.heads)
-        .map(|(mask, layout, _)| keys(mask, layout))
-        .collect();
-    let chunk = chunk(&lengths, runs, blocks);
+/// Cuts every request's KV heads into parts of about the same number of keys, so that `blocks` blocks have work. `lengths` are the
+/// keys of each request's KV heads.
+fn work_list(shape: HeadShape, lengths: &[u64], blocks: u32) -> WorkList {
+    let group = shape.gqa_group();
+    let chunk = chunk(lengths, u64::from(group.div_ceil(HEADS_PER_ITEM)), blocks);
     let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
     let mut list = WorkList::default();
     // Long parts first, so that the last blocks to run are the short ones.
-    let mut order = Vec::new();
-    for (index, request) in requests.iter().enumerate() {
-        for (kv_head, (mask, layout, _)) in request.heads.iter().enumerate() {
-            let parts = keys(mask, layout).div_ceil(chunk).max(1);
-            let share = keys(mask, layout).div_ceil(parts);
-            order.push((
-                std::cmp::Reverse(share),
-                count(index),
+    let mut order: Vec<_> = lengths
+        .iter()
+        .enumerate()
+        .map(|(index, &keys)| {
+            let (request, kv_head) = (
+                index / shape.kv_heads as usize,
+                index % shape.kv_heads as usize,
+            );
+            let parts = keys.div_ceil(chunk).max(1);
+            (
+                std::cmp::Reverse(keys.div_ceil(parts)),
+                count(request),
                 count(kv_head),
                 u32::try_from(parts).unwrap_or(u32::MAX),
-            ));
-        }
-    }
+            )
+        })
+        .collect();
     order.sort_unstable();
-    list.heads = vec![HeadParts::default(); requests.len() * shape.heads as usize];
     for (_, request, kv_head, parts) in order {
         for first in (0..group).step_by(HEADS_PER_ITEM as usize) {
-            let begin = count(list.items.len());
-            let first_head = kv_head * group + first;
             for part in 0..parts {
                 list.requests.push(request);
                 list.items.push(DecodeItem {
                     kv_head,
-                    first_head,
+                    first_head: kv_head * group + first,
                     part,
                     parts,
                 });
-            }
-            for row in 0..HEADS_PER_ITEM.min(group - first) {
-                let head = request as usize * shape.heads as usize + (first_head + row) as usize;
-                list.heads[head] = HeadParts {
-                    first: begin * HEADS_PER_ITEM + row,
-                    stride: HEADS_PER_ITEM,
-                    parts,
-                    reserved: 0,
-                };
             }
         }
     }
     list
 }
 
-/// Bytes on their way: 16 keys of K and of V a warp and stage, 4 warps.
-const fn shared_bytes(head_dim: u32) -> u32 {
-    DECODE_STAGES * 4 * 16 * 2 * 2 * head_dim
+/// Bytes on their way: 16 keys of K and of V a warp and stage, 4 warps; for caches of bytes their scales too.
+const fn shared_bytes(head_dim: u32, format: KvFormat) -> u32 {
+    let stage = match format {
+        KvFormat::Sixteen => 16 * 2 * 2 * head_dim,
+        KvFormat::Int8 => 16 * 2 * (head_dim + 4),
+    };
+    decode_stages(format) * 4 * stage
 }
 
 /// Decode attention of one layer for a batch whose caches lie where they lie.
 #[derive(Debug)]
 pub struct Decode {
-    shape: DecodeShape,
+    shape: HeadShape,
     config: KernelConfig,
-    batch: usize,
-    slots: usize,
-    items: u32,
+    format: KvFormat,
+    items: usize,
     decode: CudaFunction,
-    join: CudaFunction,
-    spans: Buffer<u32>,
     requests: Buffer<u32>,
     item_list: Buffer<u32>,
-    head_parts: Buffer<u32>,
+}
+
+/// Room for the parts of as many items as the largest of some [`Decode`]s has; layers that run one after another share it.
+#[derive(Debug)]
+pub struct DecodeWorkspace {
     partials: Buffer<f32>,
+    stats: Buffer<f32>,
+    arrivals: Buffer<u32>,
+}
+
+impl DecodeWorkspace {
+    /// Allocates for `layers`.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`] and the driver's others.
+    pub fn new<'a>(gpu: &Gpu, layers: impl IntoIterator<Item = &'a Decode>) -> Result<Self> {
+        let (mut items, mut head_dim) = (0, 0);
+        for layer in layers {
+            items = items.max(layer.items);
+            head_dim = head_dim.max(layer.shape.head_dim as usize);
+        }
+        let rows = items * HEADS_PER_ITEM as usize;
+        Ok(Self {
+            partials: gpu.zeros(rows * head_dim)?,
+            stats: gpu.zeros(rows * 2)?,
+            arrivals: gpu.zeros(items)?,
+        })
+    }
+
+    /// Bytes allocated.
+    pub fn bytes(&self) -> usize {
+        4 * (self.partials.len() + self.stats.len() + self.arrivals.len())
+    }
 }
 
 impl Decode {
-    /// Compiles the kernels, makes the work list and uploads it. `slots` are the slots in the layer's K and V buffers.
+    /// Compiles the kernel, makes the work list and uploads it.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] for heads without a kernel or caches outside the buffers, and those of compiling.
-    pub fn new<T: Element>(
-        gpu: &Gpu,
-        shape: DecodeShape,
-        requests: &[DecodeRequest],
-        slots: usize,
-    ) -> Result<Self> {
-        let refuse = |what, expected, got: usize| {
-            Err(CudaError::Shape {
-                what,
-                expected,
-                got,
-            })
-        };
-        if shape.kv_heads == 0 || shape.heads == 0 || !shape.heads.is_multiple_of(shape.kv_heads) {
-            return refuse(
-                "heads",
-                "a multiple of kv_heads, at least 1",
-                shape.heads as usize,
-            );
-        }
-        if ![64, 128].contains(&shape.head_dim) {
-            return refuse("head_dim", "64 or 128", shape.head_dim as usize);
-        }
-        if requests.is_empty() || requests.len() > 65_535 {
-            return refuse("batch", "1 to 65535", requests.len());
-        }
-        let mut spans = Vec::new();
-        for request in requests {
-            check_len(
-                "a request's heads",
-                shape.kv_heads as usize,
-                request.heads.len(),
-            )?;
-            for &(mask, layout, slot_offset) in &request.heads {
-                let end = u64::from(slot_offset) + u64::from(layout.sink) + u64::from(layout.ring);
-                if end > slots as u64 {
-                    return refuse(
-                        "a head's last slot",
-                        "inside the buffers",
-                        usize::try_from(end).unwrap_or(usize::MAX),
-                    );
-                }
-                if layout.slots() == 0 || layout.slots() > 1 << 30 || mask.window == 0 {
-                    return refuse(
-                        "a head's slots",
-                        "1 to 2^30, of a window of at least 1",
-                        layout.slots() as usize,
-                    );
-                }
-                spans.push(HeadSpan {
-                    sink: layout.sink,
-                    window: mask.window,
-                    ring: layout.ring,
-                    slot_offset,
-                });
-            }
-        }
-        // Two blocks run at a time on a multiprocessor.
-        let list = work_list(shape, requests, gpu.info().multiprocessors * 2);
+    /// Those of compiling, and the driver's.
+    pub fn new<T: Element>(gpu: &Gpu, cache: &CacheSlots, format: KvFormat) -> Result<Self> {
+        let shape = cache.shape;
+        let blocks = gpu.info().multiprocessors * decode_blocks(format);
+        let list = work_list(shape, &cache.lengths, blocks);
         let config = KernelConfig {
             head_dim: shape.head_dim,
             element: T::TYPE,
         };
-        let module = gpu.module(Kernel::AttentionDecode, config)?;
-        let rows = list.items.len() * HEADS_PER_ITEM as usize;
+        let module = gpu.module(Kernel::attention_decode(format), config)?;
         Ok(Self {
             shape,
             config,
-            batch: requests.len(),
-            slots,
-            items: u32::try_from(list.items.len()).unwrap_or(u32::MAX),
-            decode: launch::function(&module, "attention_decode", shared_bytes(shape.head_dim))?,
-            join: launch::function(&module, "attention_decode_join", 0)?,
-            spans: gpu.upload(cast_slice(&spans))?,
+            format,
+            items: list.items.len(),
+            decode: launch::function(
+                &module,
+                "attention_decode",
+                shared_bytes(shape.head_dim, format),
+            )?,
             requests: gpu.upload(&list.requests)?,
             item_list: gpu.upload(cast_slice(&list.items))?,
-            head_parts: gpu.upload(cast_slice(&list.heads))?,
-            partials: gpu.zeros(rows * (shape.head_dim as usize + 2))?,
         })
     }
 
     /// Writes to `out` (`[batch, heads, head_dim]`, like q) what each request's query sees. `lens` counts the tokens
-    /// written to each cache, the query's own among them.
+    /// written to each cache, the query's own among them; it is read on the device. A request of 0 tokens gets zeros.
     ///
     /// # Errors
     /// [`CudaError::Length`] and the driver's.
     pub fn run<T: Element>(
-        &mut self,
+        &self,
         gpu: &Gpu,
+        cache: &CacheSlots,
+        workspace: &mut DecodeWorkspace,
         q: &Buffer<T>,
-        k: &Buffer<T>,
-        v: &Buffer<T>,
+        kv: &KvBuffers<T>,
         lens: &Buffer<u32>,
         softmax_scale: f32,
         out: &mut Buffer<T>,
     ) -> Result<()> {
         let shape = self.shape;
-        let head_dim = shape.head_dim as usize;
-        let queries = self.batch * shape.heads as usize * head_dim;
+        let queries = cache.batch * shape.q_dim();
         check_len("q", queries, q.len())?;
         check_len("out", queries, out.len())?;
-        check_len("k", self.slots * head_dim, k.len())?;
-        check_len("v", self.slots * head_dim, v.len())?;
-        check_len("lens", self.batch, lens.len())?;
-        if T::TYPE != self.config.element {
+        check_len("lens", cache.batch, lens.len())?;
+        kv.check(self.format, cache.slots, shape.head_dim)?;
+        if T::TYPE != self.config.element || cache.shape != shape {
             return Err(CudaError::Shape {
-                what: "type of the elements",
-                expected: "the one that the kernel was made for",
+                what: "type of the elements, or heads",
+                expected: "those that the kernel was made for",
                 got: size_of::<T>(),
             });
         }
+        let rows = self.items * HEADS_PER_ITEM as usize;
+        if workspace.partials.len() < rows * shape.head_dim as usize
+            || workspace.arrivals.len() < self.items
+        {
+            return Err(CudaError::Length {
+                what: "the workspace",
+                expected: rows * shape.head_dim as usize,
+                got: workspace.partials.len(),
+            });
+        }
         let stream = gpu.stream();
+        let (k, v, scales) = match kv {
+            KvBuffers::Sixteen { k, v } => {
+                (Arg::read(stream, k), Arg::read(stream, v), Arg::null())
+            }
+            KvBuffers::Int8 { k, v, scales } => (
+                Arg::read(stream, k),
+                Arg::read(stream, v),
+                Arg::read(stream, scales),
+            ),
+        };
         launch::launch(
             stream,
             &self.decode,
             "launching attention_decode",
             Grid {
-                blocks: (self.items, 1),
+                blocks: (u32::try_from(self.items).unwrap_or(u32::MAX), 1),
                 threads: 128,
-                shared_bytes: shared_bytes(shape.head_dim),
+                shared_bytes: shared_bytes(shape.head_dim, self.format),
             },
             &[
                 Arg::read(stream, q),
-                Arg::read(stream, k),
-                Arg::read(stream, v),
-                Arg::read(stream, &self.spans),
+                k,
+                v,
+                scales,
+                Arg::read(stream, &cache.spans),
                 Arg::read(stream, lens),
                 Arg::read(stream, &self.requests),
                 Arg::read(stream, &self.item_list),
-                Arg::write(stream, &mut self.partials),
+                Arg::write(stream, &mut workspace.partials),
+                Arg::write(stream, &mut workspace.stats),
+                Arg::write(stream, &mut workspace.arrivals),
+                Arg::write(stream, out),
                 Arg::U32(shape.heads),
                 Arg::U32(shape.kv_heads),
-                Arg::U32(shape.heads / shape.kv_heads),
+                Arg::U32(shape.gqa_group()),
                 Arg::F32(softmax_scale * std::f32::consts::LOG2_E),
-            ],
-        )?;
-        let count = u32::try_from(self.batch).unwrap_or(u32::MAX) * shape.heads;
-        launch::launch(
-            stream,
-            &self.join,
-            "launching attention_decode_join",
-            Grid {
-                blocks: (count, 1),
-                threads: 128,
-                shared_bytes: 0,
-            },
-            &[
-                Arg::read(stream, &self.partials),
-                Arg::read(stream, &self.head_parts),
-                Arg::write(stream, out),
             ],
         )
     }
@@ -318,39 +266,40 @@ mod tests {
     #[test]
     fn every_head_has_all_its_parts_and_parts_are_even() {
         for (heads, kv_heads) in [(1, 1), (32, 8), (32, 2), (9, 3), (28, 4)] {
-            let shape = DecodeShape {
+            let shape = HeadShape {
                 heads,
                 kv_heads,
                 head_dim: 64,
             };
-            let requests: Vec<DecodeRequest> = [100, 5000, 20_000]
-                .map(|context| DecodeRequest {
-                    heads: (0..kv_heads)
-                        .map(|head| {
-                            let mask = HeadMask::from_span(128 + 512 * head, 64);
-                            (mask, RingLayout::new(mask, context, 64), 0)
-                        })
-                        .collect(),
+            let lengths: Vec<u64> = [100u64, 5000, 20_000]
+                .iter()
+                .flat_map(|&context| {
+                    (0..kv_heads).map(move |head| context.min(128 + 512 * u64::from(head)))
                 })
-                .to_vec();
-            let list = work_list(shape, &requests, 264);
+                .collect();
+            let list = work_list(shape, &lengths, 264);
             let heads_alone = 3 * kv_heads * (heads / kv_heads).div_ceil(HEADS_PER_ITEM);
             let limit = if heads_alone * 4 > 264 { 4 * 264 } else { 264 };
             assert!(list.items.len() <= limit as usize);
             assert_eq!(list.requests.len(), list.items.len());
-            assert_eq!(list.heads.len(), 3 * heads as usize);
-            for (index, head) in list.heads.iter().enumerate() {
-                let index = u32::try_from(index).unwrap();
-                let (request, head_index) = (index / heads, index % heads);
-                for part in 0..head.parts {
-                    let row = head.first + part * head.stride;
-                    let item = (row / HEADS_PER_ITEM) as usize;
-                    assert_eq!(list.requests[item], request);
-                    let found = list.items[item];
-                    assert_eq!((found.part, found.parts), (part, head.parts));
-                    assert_eq!(found.first_head + row % HEADS_PER_ITEM, head_index);
-                    assert_eq!(found.kv_head, head_index / (heads / kv_heads));
+            // Every query head of every request is served once by every part of its keys.
+            let mut served = vec![Vec::new(); 3 * heads as usize];
+            for (at, (item, &request)) in list.items.iter().zip(&list.requests).enumerate() {
+                assert_eq!(item.first_head / (heads / kv_heads), item.kv_head);
+                let begin = at - item.part as usize;
+                assert_eq!(list.items[begin].part, 0, "parts follow one another");
+                assert_eq!(list.items[begin].first_head, item.first_head);
+                assert_eq!(list.requests[begin], request);
+                let group = heads / kv_heads;
+                let rows = HEADS_PER_ITEM.min(group - item.first_head % group);
+                for row in 0..rows {
+                    served[(request * heads + item.first_head + row) as usize]
+                        .push((item.part, item.parts));
                 }
+            }
+            for parts in served {
+                let expected: Vec<_> = (0..parts[0].1).map(|part| (part, parts[0].1)).collect();
+                assert_eq!(parts, expected);
             }
         }
     }

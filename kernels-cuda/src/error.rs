@@ -48,6 +48,20 @@ pub enum CudaError {
         /// The library that was looked for.
         library: &'static str,
     },
+    /// cuBLASLt, which multiplies matrices, is not on this machine.
+    #[error("no cuBLAS: {library} was not found")]
+    NoBlas {
+        /// The library that was looked for.
+        library: &'static str,
+    },
+    /// cuBLASLt refused.
+    #[error("cuBLAS failed while {doing}: {message}")]
+    Blas {
+        /// What was being done.
+        doing: &'static str,
+        /// The library's name for it.
+        message: String,
+    },
     /// NVRTC refused a source: a defect of this crate.
     #[error("kernel {kernel} does not compile for {arch}: {log}")]
     Compile {
@@ -92,9 +106,6 @@ pub enum CudaError {
         /// What was asked for.
         got: usize,
     },
-    /// There is a CUDA device, but this version of moa has no CUDA engine.
-    #[error("a CUDA device is present, but this version of moa computes models on the CPU only")]
-    NoEngine,
 }
 
 impl CudaError {
@@ -110,6 +121,10 @@ impl CudaError {
             Self::NoCompiler { .. } => {
                 "use --device cpu, or install NVRTC 13 (part of the CUDA toolkit; from PyPI: nvidia-cuda-nvrtc, its folder in LD_LIBRARY_PATH)"
             }
+            Self::NoBlas { .. } => {
+                "use --device cpu, or install cuBLAS 13 (part of the CUDA toolkit; from PyPI: nvidia-cublas, its folder in LD_LIBRARY_PATH)"
+            }
+            Self::Blas { .. } => "use --device cpu, and report this with the model's shape",
             Self::Compile { .. } => "use --device cpu, and report this: it is a defect",
             Self::OutOfMemory { .. } => {
                 "use --device cpu, a shorter context, or a device with more free memory"
@@ -118,7 +133,6 @@ impl CudaError {
             Self::Length { .. } | Self::Shape { .. } => {
                 "use --device cpu for shapes without a kernel"
             }
-            Self::NoEngine => "use --device cpu",
         }
     }
 }

@@ -5,7 +5,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaModule, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaModule, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits,
+};
 use sha2::{Digest, Sha256};
 
 use crate::launch;
@@ -27,6 +29,22 @@ impl Element for half::f16 {
 
 impl Element for half::bf16 {
     const TYPE: ElementType = ElementType::Bf16;
+}
+
+/// A point of time on the device, between launches.
+#[derive(Debug)]
+pub struct Mark(CudaEvent);
+
+impl Mark {
+    /// Milliseconds from this mark to a later one. The device must have passed both.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn ms_to(&self, later: &Self) -> Result<f32> {
+        self.0
+            .elapsed_ms(&later.0)
+            .map_err(|error| launch::error("reading a timer", error))
+    }
 }
 
 /// An open device with one stream. Everything is ordered on that stream.
@@ -58,6 +76,7 @@ impl Gpu {
         let context = CudaContext::new(ordinal)
             .map_err(|error| launch::error("opening the device", error))?;
         launch::order_by_stream_alone(&context);
+        launch::keep_freed_memory(&context)?;
         let stream = context
             .new_stream()
             .map_err(|error| launch::error("making a stream", error))?;
@@ -83,6 +102,24 @@ impl Gpu {
         self.context
             .mem_get_info()
             .map_err(|error| launch::error("asking for free memory", error))
+    }
+
+    /// The most bytes that buffers took at once since the last call of this function.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        launch::peak_bytes(&self.context)
+    }
+
+    /// Waits, and gives memory that no buffer takes back to the system: otherwise it is kept for the next buffers, which may be of
+    /// other sizes.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn trim(&self) -> Result<()> {
+        self.synchronize()?;
+        launch::trim(&self.context)
     }
 
     /// Copies values to the device.
@@ -129,6 +166,46 @@ impl Gpu {
             .map_err(|error| launch::error("allocating", error))
     }
 
+    /// A buffer that holds whatever was there before, for outputs.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`] and the driver's others.
+    pub fn buffer<T: DeviceRepr>(&self, len: usize) -> Result<Buffer<T>> {
+        launch::allocate(&self.stream, len)
+    }
+
+    /// A second buffer with the same values.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`] and the driver's others.
+    pub fn copy<T: DeviceRepr>(&self, buffer: &Buffer<T>) -> Result<Buffer<T>> {
+        self.stream
+            .clone_dtod(buffer)
+            .map_err(|error| launch::error("copying on the device", error))
+    }
+
+    /// Fills `buffer` with `block` again and again; the last one may be cut.
+    ///
+    /// # Errors
+    /// [`CudaError::Length`] for an empty block, and the driver's.
+    pub fn repeat<T: DeviceRepr>(&self, block: &Buffer<T>, buffer: &mut Buffer<T>) -> Result<()> {
+        let (part, len) = (block.len(), buffer.len());
+        if part == 0 {
+            return Err(CudaError::Length {
+                what: "the block",
+                expected: 1,
+                got: 0,
+            });
+        }
+        for at in (0..len).step_by(part) {
+            let count = part.min(len - at);
+            self.stream
+                .memcpy_dtod(&block.slice(..count), &mut buffer.slice_mut(at..at + count))
+                .map_err(|error| launch::error("copying on the device", error))?;
+        }
+        Ok(())
+    }
+
     /// Copies a buffer back, after everything that was launched before.
     ///
     /// # Errors
@@ -149,31 +226,39 @@ impl Gpu {
             .map_err(|error| launch::error("running kernels", error))
     }
 
+    /// A mark at this point of what was launched.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn mark(&self) -> Result<Mark> {
+        let flags = cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
+        self.stream
+            .record_event(Some(flags))
+            .map(Mark)
+            .map_err(|error| launch::error("recording an event", error))
+    }
+
     /// Milliseconds that the device took for what `work` launched, by events.
     ///
     /// # Errors
     /// Those of `work` and the driver's.
     pub fn time_ms(&self, work: impl FnOnce() -> Result<()>) -> Result<f32> {
-        let event = || {
-            self.stream
-                .record_event(Some(cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT))
-                .map_err(|error| launch::error("recording an event", error))
-        };
-        let start = event()?;
+        let start = self.mark()?;
         work()?;
-        let end = event()?;
+        let end = self.mark()?;
         self.synchronize()?;
-        start
-            .elapsed_ms(&end)
-            .map_err(|error| launch::error("reading a timer", error))
+        start.ms_to(&end)
     }
 
     pub(crate) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }
 
-    /// A kernel's module: from memory, from the cache folder, or compiled now.
-    pub(crate) fn module(&self, kernel: Kernel, config: KernelConfig) -> Result<Arc<CudaModule>> {
+    /// Refuses a device without the instructions that `kernel` uses.
+    ///
+    /// # Errors
+    /// [`CudaError::Capability`].
+    pub fn check_capability(&self, kernel: Kernel) -> Result<()> {
         let found = self.info.compute_capability;
         let needed = if kernel.needs_hopper() {
             (9, 0)
@@ -188,6 +273,12 @@ impl Gpu {
                 needed,
             });
         }
+        Ok(())
+    }
+
+    /// A kernel's module: from memory, from the cache folder, or compiled now.
+    pub(crate) fn module(&self, kernel: Kernel, config: KernelConfig) -> Result<Arc<CudaModule>> {
+        self.check_capability(kernel)?;
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(module) = modules.get(&(kernel, config)) {
             return Ok(module.clone());

@@ -8,10 +8,10 @@ use crate::source::{Kernel, KernelConfig, operand_bytes, stages};
 use crate::{Buffer, CudaError, Element, Gpu, Result};
 
 /// Warpgroups of a block, each with a tile of rows.
-const INFLUENCE_CONSUMERS: u32 = Kernel::Influence.consumers();
+pub(crate) const INFLUENCE_CONSUMERS: u32 = Kernel::Influence.consumers();
 
 /// Rows of a query tile and keys of a key tile; spans are profiled in steps of this many tokens.
-const TILE: u32 = 64;
+pub(crate) const TILE: u32 = 64;
 
 /// One layer's attention, one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct InfluenceShape {
 }
 
 impl InfluenceShape {
-    fn extent(&self, heads: u32) -> Extent {
+    pub(crate) fn extent(&self, heads: u32) -> Extent {
         Extent {
             heads,
             len: self.len,
@@ -40,7 +40,7 @@ impl InfluenceShape {
         }
     }
 
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         self.extent(self.heads).check(self.kv_heads)?;
         if !self.sink.is_multiple_of(TILE) || self.sink > 1 << 20 {
             return Err(CudaError::Shape {
@@ -50,6 +50,11 @@ impl InfluenceShape {
             });
         }
         Ok(())
+    }
+
+    /// Values of one statistic of all rows, `[heads, rows]`.
+    pub fn row_values(&self) -> usize {
+        self.extent(self.heads).row_values()
     }
 
     /// Rows of `row_dot`: `len` rounded up to a multiple of 64.
@@ -99,11 +104,11 @@ pub struct InfluenceInputs<'a, T> {
 
 /// Slots `first..end` (row tile and member of the group) of some KV heads: what one launch does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Part {
-    first_kv_head: u32,
-    kv_heads: u32,
-    first_slot: u32,
-    end_slot: u32,
+pub(crate) struct Part {
+    pub(crate) first_kv_head: u32,
+    pub(crate) kv_heads: u32,
+    pub(crate) first_slot: u32,
+    pub(crate) end_slot: u32,
 }
 
 /// Computes joint influence curves for one shape.
@@ -248,13 +253,13 @@ impl Influence {
 }
 
 /// Tiles, their barriers, and room to align the tiles.
-fn shared_bytes(head_dim: u32) -> u32 {
+pub(crate) fn shared_bytes(head_dim: u32) -> u32 {
     let stages = stages(head_dim);
     2 * (INFLUENCE_CONSUMERS + stages) * operand_bytes(head_dim) + 16 * stages + 8 + 1024
 }
 
 /// Cuts the work into launches whose partial sums fit into `limit` float4, and says how many the largest needs.
-fn cut(shape: &InfluenceShape, limit: u64) -> (Vec<Part>, u64) {
+pub(crate) fn cut(shape: &InfluenceShape, limit: u64) -> (Vec<Part>, u64) {
     let slots = shape.gqa_group() * shape.bins();
     let whole = shape.slot_bins(slots);
     let (mut parts, mut largest) = (Vec::new(), 0);

@@ -9,6 +9,7 @@ use std::ffi::{CStr, CString, c_int};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use cudarc::cublaslt::{result as blas, sys as blas_sys};
 use cudarc::driver::sys::{
     self as cuda, CUdevice_attribute, CUfunction_attribute_enum, CUtensorMap,
 };
@@ -19,6 +20,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::{Ptx, result as nvrtc, sys as nvrtc_sys};
 
 use crate::extent::Extent;
+use crate::matmul::{Product, Value, ValueType};
 use crate::source::ElementType;
 use crate::{CudaError, DeviceInfo, Element, Result};
 
@@ -174,6 +176,65 @@ pub(crate) fn order_by_stream_alone(context: &Arc<CudaContext>) {
     unsafe { context.disable_event_tracking() };
 }
 
+fn default_pool(context: &Arc<CudaContext>) -> Result<cuda::CUmemoryPool> {
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: the context's device came from the driver; writes one pointer.
+    unsafe { cuda::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()) }
+        .result()
+        .map_err(|e| error("asking for the device's memory pool", e))?;
+    Ok(pool)
+}
+
+/// Freed memory stays with the process, so that the next buffer costs no call to the system.
+pub(crate) fn keep_freed_memory(context: &Arc<CudaContext>) -> Result<()> {
+    let mut threshold = u64::MAX;
+    let attribute = cuda::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: this attribute is a 64-bit integer.
+    unsafe {
+        cuda::cuMemPoolSetAttribute(
+            default_pool(context)?,
+            attribute,
+            (&raw mut threshold).cast(),
+        )
+    }
+    .result()
+    .map_err(|e| error("setting up the device's memory pool", e))
+}
+
+/// The most bytes that were allocated at once since the last call of this function.
+pub(crate) fn peak_bytes(context: &Arc<CudaContext>) -> Result<u64> {
+    let (mut bytes, mut zero) = (0u64, 0u64);
+    let attribute = cuda::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    let pool = default_pool(context)?;
+    // SAFETY: this attribute is a 64-bit integer; setting it to 0 begins anew.
+    unsafe {
+        cuda::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast())
+            .result()
+            .and_then(|()| {
+                cuda::cuMemPoolSetAttribute(pool, attribute, (&raw mut zero).cast()).result()
+            })
+    }
+    .map_err(|e| error("asking for the peak of allocated memory", e))?;
+    Ok(bytes)
+}
+
+/// Gives memory that no buffer takes back to the system.
+pub(crate) fn trim(context: &Arc<CudaContext>) -> Result<()> {
+    // SAFETY: the pool is the device's own.
+    unsafe { cuda::cuMemPoolTrimTo(default_pool(context)?, 0) }
+        .result()
+        .map_err(|e| error("giving memory back", e))
+}
+
+/// Memory whose contents are whatever was there before.
+pub(crate) fn allocate<T: DeviceRepr>(
+    stream: &Arc<CudaStream>,
+    len: usize,
+) -> Result<CudaSlice<T>> {
+    // SAFETY: device memory is plain bytes to the host, and every kernel writes its outputs whole.
+    unsafe { stream.alloc(len) }.map_err(|e| error("allocating", e))
+}
+
 /// Loads machine code.
 pub(crate) fn load(context: &Arc<CudaContext>, cubin: Vec<u8>) -> Result<Arc<CudaModule>> {
     context
@@ -249,11 +310,17 @@ pub(crate) fn tile_map<T: Element>(
 pub(crate) enum Arg<'a> {
     Map(Map),
     U32(u32),
+    U64(u64),
     F32(f32),
     Pointer(cuda::CUdeviceptr, PhantomData<&'a ()>),
 }
 
 impl<'a> Arg<'a> {
+    /// No buffer, where a kernel's description says that it may be missing.
+    pub(crate) fn null() -> Self {
+        Self::Pointer(0, PhantomData)
+    }
+
     /// A buffer that the kernel reads.
     pub(crate) fn read<T>(stream: &Arc<CudaStream>, buffer: &'a CudaSlice<T>) -> Self {
         Self::Pointer(buffer.device_ptr(stream).0, PhantomData)
@@ -287,6 +354,7 @@ pub(crate) fn launch(
         match arg {
             Arg::Map(map) => launch.arg(map),
             Arg::U32(value) => launch.arg(value),
+            Arg::U64(value) => launch.arg(value),
             Arg::F32(value) => launch.arg(value),
             Arg::Pointer(address, _) => launch.arg(address),
         };
@@ -301,4 +369,204 @@ pub(crate) fn launch(
     }
     .map_err(|e| error(doing, e))?;
     Ok(())
+}
+
+/// Makes the stream's context this thread's, as cuBLASLt expects it.
+fn bind(stream: &Arc<CudaStream>) -> Result<()> {
+    let bound = stream.context().bind_to_thread();
+    bound.map_err(|e| error("entering the device's context", e))
+}
+
+fn blas_error(doing: &'static str) -> impl Fn(blas::CublasError) -> CudaError {
+    move |e| CudaError::Blas {
+        doing,
+        message: format!("{:?}", e.0),
+    }
+}
+
+/// Bytes that cuBLASLt may use beside its operands: what NVIDIA recommends for Hopper.
+const BLAS_WORKSPACE_BYTES: usize = 32 << 20;
+
+/// A handle of cuBLASLt and its workspace.
+pub(crate) struct Blas {
+    handle: blas_sys::cublasLtHandle_t,
+    workspace: CudaSlice<u8>,
+}
+
+// SAFETY: cuBLASLt's handle may be used from any thread; the workspace is used in the order of one stream.
+unsafe impl Send for Blas {}
+// SAFETY: as above.
+unsafe impl Sync for Blas {}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: the handle was created and is destroyed once. Nothing is left to do when that fails.
+        let _ = unsafe { blas::destroy_handle(self.handle) };
+    }
+}
+
+/// One shape's descriptions and the algorithm that cuBLASLt chose for it.
+pub(crate) struct BlasPlan {
+    product: blas_sys::cublasLtMatmulDesc_t,
+    layouts: [blas_sys::cublasLtMatrixLayout_t; 3],
+    algorithm: Option<blas_sys::cublasLtMatmulAlgo_t>,
+}
+
+// SAFETY: descriptions are plain memory of cuBLASLt's, changed only under the lock that holds the plan.
+unsafe impl Send for BlasPlan {}
+
+impl Drop for BlasPlan {
+    fn drop(&mut self) {
+        for layout in self.layouts.into_iter().filter(|layout| !layout.is_null()) {
+            // SAFETY: created, and destroyed once.
+            let _ = unsafe { blas::destroy_matrix_layout(layout) };
+        }
+        // SAFETY: created, and destroyed once.
+        let _ = unsafe { blas::destroy_matmul_desc(self.product) };
+    }
+}
+
+fn data_type(value: ValueType) -> blas_sys::cudaDataType {
+    match value {
+        ValueType::F32 => blas_sys::cudaDataType::CUDA_R_32F,
+        ValueType::F16 => blas_sys::cudaDataType::CUDA_R_16F,
+        ValueType::Bf16 => blas_sys::cudaDataType::CUDA_R_16BF,
+    }
+}
+
+impl Blas {
+    pub(crate) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+        // SAFETY: only tries to open a library; cudarc panics if it is used without one.
+        if !unsafe { blas_sys::is_culib_present() } {
+            return Err(CudaError::NoBlas {
+                library: "libcublasLt.so.13",
+            });
+        }
+        bind(stream)?;
+        Ok(Self {
+            workspace: allocate(stream, BLAS_WORKSPACE_BYTES)?,
+            handle: blas::create_handle().map_err(blas_error("opening cuBLASLt"))?,
+        })
+    }
+
+    /// Describes `product` and asks for an algorithm.
+    pub(crate) fn plan(&self, product: Product) -> Result<BlasPlan> {
+        let (m, n, k) = (product.m, product.n, product.k);
+        let wrong = || blas_error("describing a product");
+        let mut plan = BlasPlan {
+            product: blas::create_matmul_desc(
+                blas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                blas_sys::cudaDataType::CUDA_R_32F,
+            )
+            .map_err(wrong())?,
+            layouts: [std::ptr::null_mut(); 3],
+            algorithm: None,
+        };
+        let (input, output) = (data_type(product.input), data_type(product.output));
+        let a = if product.transposed { (k, m) } else { (m, k) };
+        for (at, (kind, rows, columns)) in [(input, a.0, a.1), (input, k, n), (output, m, n)]
+            .into_iter()
+            .enumerate()
+        {
+            let ld = i64::try_from(rows).unwrap_or(i64::MAX);
+            plan.layouts[at] =
+                blas::create_matrix_layout(kind, rows, columns, ld).map_err(wrong())?;
+        }
+        use blas_sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let (transposed, workspace_bytes) = (i32::from(product.transposed), BLAS_WORKSPACE_BYTES);
+        let epilogue = if product.bias {
+            blas_sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS
+        } else {
+            blas_sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT
+        };
+        // SAFETY: the descriptions are alive; these attributes are 32-bit integers, and the preference is destroyed once.
+        let found = unsafe {
+            blas::set_matmul_desc_attribute(
+                plan.product,
+                Attribute::CUBLASLT_MATMUL_DESC_TRANSA,
+                (&raw const transposed).cast(),
+                size_of_val(&transposed),
+            )
+            .map_err(wrong())?;
+            blas::set_matmul_desc_attribute(
+                plan.product,
+                Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE,
+                (&raw const epilogue).cast(),
+                size_of_val(&epilogue),
+            )
+            .map_err(wrong())?;
+            let preference = blas::create_matmul_pref().map_err(wrong())?;
+            let [a, b, d] = plan.layouts;
+            let found = blas::set_matmul_pref_attribute(
+                preference,
+                blas_sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                (&raw const workspace_bytes).cast(),
+                size_of::<usize>(),
+            )
+            .and_then(|()| {
+                blas::get_matmul_algo_heuristic(self.handle, plan.product, a, b, d, d, preference)
+            });
+            let _ = blas::destroy_matmul_pref(preference);
+            found
+        };
+        plan.algorithm = Some(
+            found
+                .map_err(blas_error("choosing a product's algorithm"))?
+                .algo,
+        );
+        Ok(plan)
+    }
+
+    /// `d = a b + bias`, or `d += a b`. The caller has checked that the buffers have the sizes that the plan's product says.
+    pub(crate) fn run<I: Value, O: Value>(
+        &self,
+        stream: &Arc<CudaStream>,
+        plan: &mut BlasPlan,
+        (a, b, bias): (&CudaSlice<I>, &CudaSlice<I>, Option<&CudaSlice<I>>),
+        d: &mut CudaSlice<O>,
+        add: bool,
+    ) -> Result<()> {
+        bind(stream)?;
+        let (alpha, beta) = (1.0f32, if add { 1.0f32 } else { 0.0 });
+        let [a_layout, b_layout, d_layout] = plan.layouts;
+        let (a, b) = (a.device_ptr(stream).0, b.device_ptr(stream).0);
+        let d = d.device_ptr_mut(stream).0;
+        let algorithm = plan
+            .algorithm
+            .as_ref()
+            .map_or(std::ptr::null(), |algorithm| &raw const *algorithm);
+        // SAFETY: what this function's description asks of its callers; scalars are read before the call returns, and everything on the
+        // device is used in the order of this stream.
+        unsafe {
+            if let Some(bias) = bias {
+                let bias = bias.device_ptr(stream).0;
+                blas::set_matmul_desc_attribute(
+                    plan.product,
+                    blas_sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                    (&raw const bias).cast(),
+                    size_of_val(&bias),
+                )
+                .map_err(blas_error("describing a product"))?;
+            }
+            blas::matmul(
+                self.handle,
+                plan.product,
+                (&raw const alpha).cast(),
+                (&raw const beta).cast(),
+                a as *const std::ffi::c_void,
+                a_layout,
+                b as *const std::ffi::c_void,
+                b_layout,
+                d as *const std::ffi::c_void,
+                d_layout,
+                d as *mut std::ffi::c_void,
+                d_layout,
+                algorithm,
+                self.workspace.device_ptr(stream).0 as *mut std::ffi::c_void,
+                BLAS_WORKSPACE_BYTES,
+                stream.cu_stream().cast(),
+            )
+        }
+        .map_err(blas_error("multiplying matrices"))
+    }
 }

@@ -1,7 +1,7 @@
 //! Is there a CUDA device here, and which? Asked of the driver, without a context: nothing is allocated.
 
+use crate::Result;
 use crate::launch;
-use crate::{CudaError, Result};
 
 /// A CUDA device that kernels can run on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,16 +31,8 @@ impl DeviceInfo {
 /// The first CUDA device, or why there is none.
 ///
 /// # Errors
-/// [`CudaError::NoDriver`], [`CudaError::OldDriver`], [`CudaError::NoDevice`], [`CudaError::Driver`].
+/// [`CudaError::NoDriver`](crate::CudaError::NoDriver), [`CudaError::OldDriver`](crate::CudaError::OldDriver),
+/// [`CudaError::NoDevice`](crate::CudaError::NoDevice), [`CudaError::Driver`](crate::CudaError::Driver).
 pub fn probe() -> Result<DeviceInfo> {
     launch::device_info(0)
-}
-
-/// Whether models can be computed on the device that [`probe`] finds.
-///
-/// # Errors
-/// What [`probe`] says; otherwise always [`CudaError::NoEngine`]: this version holds kernels, and no engine built from them.
-pub fn engine() -> Result<DeviceInfo> {
-    probe()?;
-    Err(CudaError::NoEngine)
 }

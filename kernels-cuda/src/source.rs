@@ -1,6 +1,8 @@
 //! Which kernels there are, and how their sources are put together.
 
-use moa_mask::abi;
+use moa_mask::{KvFormat, abi};
+
+use crate::launch;
 
 /// The 16-bit type of a kernel's inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -14,10 +16,20 @@ pub enum ElementType {
 /// What a kernel is specialized for: rendered as `#define`s before its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KernelConfig {
-    /// Channels of a head: a multiple of 16, at most 128.
+    /// Channels of a head: a multiple of 16, at most 128. Kernels that know no heads ignore it.
     pub head_dim: u32,
     /// Type of the inputs.
     pub element: ElementType,
+}
+
+impl KernelConfig {
+    /// The configuration of kernels that know no heads.
+    pub const fn of_rows(element: ElementType) -> Self {
+        Self {
+            head_dim: 64,
+            element,
+        }
+    }
 }
 
 /// A kernel by its stem.
@@ -32,8 +44,30 @@ pub enum Kernel {
     AttentionBackward,
     /// Attention of one query a request over rings.
     AttentionDecode,
+    /// What hiding single entries would cost, and what it is computed from.
+    InfluenceEntries,
+    /// Root mean square norm and its backward.
+    RmsNorm,
+    /// Rotary positions.
+    Rope,
+    /// The MLP's activation and its backward.
+    Swiglu,
+    /// Rows by number, and casts.
+    Embedding,
+    /// Losses of rows of logits, with gradients.
+    CrossEntropy,
+    /// Keys and values into their slots and out of them.
+    KvCommit,
     /// Reads memory: the ceiling beside which others are timed.
     ReadBandwidth,
+    /// [`Self::AttentionDecode`] over caches of bytes.
+    AttentionDecodeInt8,
+    /// Biases, RoPE and the way into caches.
+    QkvRows,
+    /// [`Self::QkvRows`] into caches of bytes.
+    QkvRowsInt8,
+    /// Greedy tokens, and likelihoods.
+    Argmax,
 }
 
 /// Warpgroups of 64 keys that share a stream of queries, and how many tiles of it are in flight.
@@ -41,7 +75,21 @@ pub(crate) const KV_CONSUMERS: u32 = 2;
 pub(crate) const KV_STAGES: u32 = 3;
 
 /// Strips of 16 keys that a warp of decode attention has on their way.
-pub(crate) const DECODE_STAGES: u32 = 3;
+pub(crate) const fn decode_stages(format: KvFormat) -> u32 {
+    match format {
+        KvFormat::Sixteen => 3,
+        KvFormat::Int8 => 4,
+    }
+}
+
+/// Blocks of decode attention that run at a time on a multiprocessor, by their shared memory. Bytes take more instructions, and so more
+/// warps to hide them.
+pub(crate) const fn decode_blocks(format: KvFormat) -> u32 {
+    match format {
+        KvFormat::Sixteen => 2,
+        KvFormat::Int8 => 3,
+    }
+}
 
 impl Kernel {
     /// Every kernel.
@@ -50,8 +98,41 @@ impl Kernel {
         Self::AttentionPrefill,
         Self::AttentionBackward,
         Self::AttentionDecode,
+        Self::InfluenceEntries,
+        Self::RmsNorm,
+        Self::Rope,
+        Self::Swiglu,
+        Self::Embedding,
+        Self::CrossEntropy,
+        Self::KvCommit,
         Self::ReadBandwidth,
+        Self::AttentionDecodeInt8,
+        Self::QkvRows,
+        Self::QkvRowsInt8,
+        Self::Argmax,
     ];
+
+    pub(crate) const fn attention_decode(format: KvFormat) -> Self {
+        match format {
+            KvFormat::Sixteen => Self::AttentionDecode,
+            KvFormat::Int8 => Self::AttentionDecodeInt8,
+        }
+    }
+
+    pub(crate) const fn qkv_rows(format: KvFormat) -> Self {
+        match format {
+            KvFormat::Sixteen => Self::QkvRows,
+            KvFormat::Int8 => Self::QkvRowsInt8,
+        }
+    }
+
+    /// How the caches are kept that the kernel knows.
+    const fn format(self) -> KvFormat {
+        match self {
+            Self::AttentionDecodeInt8 | Self::QkvRowsInt8 => KvFormat::Int8,
+            _ => KvFormat::Sixteen,
+        }
+    }
 
     /// The stem that names the kernel in every language.
     pub const fn stem(self) -> &'static str {
@@ -59,7 +140,16 @@ impl Kernel {
             Self::Influence => "influence",
             Self::AttentionPrefill => "attention_prefill",
             Self::AttentionBackward => "attention_backward",
-            Self::AttentionDecode => "attention_decode",
+            Self::AttentionDecode | Self::AttentionDecodeInt8 => "attention_decode",
+            Self::QkvRows | Self::QkvRowsInt8 => "qkv_rows",
+            Self::Argmax => "argmax",
+            Self::InfluenceEntries => "influence_entries",
+            Self::RmsNorm => "rms_norm",
+            Self::Rope => "rope",
+            Self::Swiglu => "swiglu",
+            Self::Embedding => "embedding",
+            Self::CrossEntropy => "cross_entropy",
+            Self::KvCommit => "kv_commit",
             Self::ReadBandwidth => "read_bandwidth",
         }
     }
@@ -68,7 +158,10 @@ impl Kernel {
     pub const fn needs_hopper(self) -> bool {
         matches!(
             self,
-            Self::Influence | Self::AttentionPrefill | Self::AttentionBackward
+            Self::Influence
+                | Self::InfluenceEntries
+                | Self::AttentionPrefill
+                | Self::AttentionBackward
         )
     }
 
@@ -76,10 +169,28 @@ impl Kernel {
     pub fn assemble(self, config: KernelConfig) -> String {
         let hopper = include_str!("../cu/shared/hopper.cuh");
         let visible = include_str!("../cu/shared/visible.cuh");
+        let rows = include_str!("../cu/shared/rows.cuh");
+        let partials = include_str!("../cu/shared/partials.cuh");
         let pieces: &[&str] = match self {
-            Self::AttentionDecode => &[include_str!("../cu/attention_decode.cu")],
+            Self::AttentionDecode | Self::AttentionDecodeInt8 => {
+                &[include_str!("../cu/attention_decode.cu")]
+            }
+            Self::QkvRows | Self::QkvRowsInt8 => &[rows, include_str!("../cu/qkv_rows.cu")],
+            Self::Argmax => &[rows, include_str!("../cu/argmax.cu")],
             Self::ReadBandwidth => &[include_str!("../cu/bench/read_bandwidth.cu")],
-            Self::Influence => &[hopper, include_str!("../cu/influence.cu")],
+            Self::RmsNorm => &[rows, include_str!("../cu/rms_norm.cu")],
+            Self::Rope => &[rows, include_str!("../cu/rope.cu")],
+            Self::Swiglu => &[rows, include_str!("../cu/swiglu.cu")],
+            Self::Embedding => &[rows, include_str!("../cu/embedding.cu")],
+            Self::CrossEntropy => &[rows, include_str!("../cu/cross_entropy.cu")],
+            Self::KvCommit => &[rows, include_str!("../cu/kv_commit.cu")],
+            Self::Influence => &[hopper, partials, include_str!("../cu/influence.cu")],
+            Self::InfluenceEntries => &[
+                hopper,
+                visible,
+                partials,
+                include_str!("../cu/influence_entries.cu"),
+            ],
             Self::AttentionPrefill => {
                 &[hopper, visible, include_str!("../cu/attention_prefill.cu")]
             }
@@ -97,7 +208,8 @@ impl Kernel {
             ("STAGES", stages(config.head_dim)),
             ("KV_CONSUMERS", KV_CONSUMERS),
             ("KV_STAGES", KV_STAGES),
-            ("DECODE_STAGES", DECODE_STAGES),
+            ("DECODE_STAGES", decode_stages(self.format())),
+            ("KV_INT8", u32::from(self.format() == KvFormat::Int8)),
         ];
         let mut text = abi::cuda_prelude();
         for (name, value) in defines {
@@ -106,10 +218,19 @@ impl Kernel {
         text + &pieces.concat()
     }
 
+    /// Machine code for `arch`, such as `sm_90a`: what opening a device does on demand, without a device.
+    ///
+    /// # Errors
+    /// [`CudaError::NoCompiler`](crate::CudaError::NoCompiler), [`CudaError::Compile`](crate::CudaError::Compile).
+    pub fn compile(self, config: KernelConfig, arch: &str) -> crate::Result<Vec<u8>> {
+        let options = Self::options(arch);
+        launch::compile(self.stem(), &self.assemble(config), arch, &options)
+    }
+
     /// Warpgroups that share a stream of tiles.
     pub(crate) const fn consumers(self) -> u32 {
         match self {
-            Self::Influence => 4,
+            Self::Influence | Self::InfluenceEntries => 4,
             _ => 3,
         }
     }

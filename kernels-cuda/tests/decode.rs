@@ -1,209 +1,209 @@
 //! Decode attention over rings against its f64 twin, on a device. Shown as ignored without `MOA_TEST_CUDA=yes`.
 
 #![expect(
+    clippy::print_stdout,
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
-    reason = "tests"
+    reason = "tests that report their errors"
 )]
 
+#[expect(dead_code, reason = "prefill uses more of it")]
+mod cached;
+#[path = "../../tests/src/cases.rs"]
+#[expect(dead_code, unreachable_pub, reason = "the table of every backend")]
+mod cases;
 #[expect(dead_code, reason = "the layers in it serve the influence tests")]
 mod twin;
 
+use cached::{Batch, kept};
 use half::{bf16, f16};
-use moa_kernels::{Decode, DecodeRequest, DecodeShape, ElementType, Gpu};
-use moa_mask::{HeadMask, RingLayout};
+use moa_kernels::{Decode, DecodeWorkspace, ElementType, Gpu};
+use moa_mask::{HeadMask, KvFormat};
 use moa_reference::attention_decode::{DecodeHead, attention_decode};
 use moa_reference::attention_prefill::AttentionShape;
 use moa_reference::compare::{Comparison, Tolerance, compare};
-use twin::{Random, Value};
+use twin::Value;
 
-const SLACK: u32 = 64;
-
-struct Case {
-    shape: DecodeShape,
-    masks: Vec<HeadMask>,
-    /// Context and tokens written, by request.
-    requests: Vec<(u32, u32)>,
-    logits: f32,
-}
+const FORMATS: [KvFormat; 2] = [KvFormat::Sixteen, KvFormat::Int8];
 
 const fn mask(sink: u32, window: u32) -> HeadMask {
     HeadMask { sink, window }
 }
 
-fn case(
-    heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    masks: &[HeadMask],
-    requests: &[(u32, u32)],
-) -> Case {
-    Case {
-        shape: DecodeShape {
-            heads,
-            kv_heads,
-            head_dim,
-        },
-        masks: masks.to_vec(),
-        requests: requests.to_vec(),
-        logits: 1.0,
-    }
-}
-
-/// The kernel's outputs and the twin's under `wrong` instead of the case's masks; slots that nobody may read hold NaN.
-fn both<T: Value>(gpu: &Gpu, case: &Case, seed: u64, wrong: &[HeadMask]) -> (Vec<f64>, Vec<f64>) {
-    let (shape, dim) = (case.shape, case.shape.head_dim as usize);
-    let mut random = Random(seed);
-    let (mut requests, mut slots) = (Vec::new(), 3);
-    for &(context, _) in &case.requests {
-        let heads = case.masks.iter().map(|&mask| {
-            let layout = RingLayout::new(mask, context, SLACK);
-            let offset = slots;
-            slots += layout.slots();
-            (mask, layout, offset)
-        });
-        requests.push(DecodeRequest {
-            heads: heads.collect(),
-        });
-    }
-    let slots = slots as usize;
-    let mut k = vec![T::of(f32::NAN); slots * dim];
-    let mut v = k.clone();
-    for (request, &(_, len)) in requests.iter().zip(&case.requests) {
-        for &(mask, layout, offset) in &request.heads {
-            for slot in 0..layout.slots() {
-                // One more on each side, so that a wrong window finds values to be wrong with.
-                let wider = HeadMask {
-                    sink: mask.sink,
-                    window: mask.window.saturating_add(1),
-                };
-                if layout
-                    .position(slot, len)
-                    .is_some_and(|k_pos| wider.attends(len - 1, k_pos))
-                {
-                    let at = (offset + slot) as usize * dim;
-                    k[at..at + dim].copy_from_slice(&random.values(dim, 1.0));
-                    v[at..at + dim].copy_from_slice(&random.values(dim, 1.0));
-                }
-            }
-        }
-    }
-    let q: Vec<T> = random.values(
-        case.requests.len() * shape.heads as usize * dim,
-        case.logits,
-    );
-    let mut decode = Decode::new::<T>(gpu, shape, &requests, slots).unwrap();
-    let lens: Vec<u32> = case.requests.iter().map(|r| r.1).collect();
+/// The kernel's outputs. Forbidden slots hold NaN or, without `poison`, noise; outputs hold NaN before the launch.
+fn on_device<T: Value>(gpu: &Gpu, batch: &Batch<T>, format: KvFormat, poison: bool) -> Vec<f64> {
+    let slots = batch.slots(|request| request.start + 1, poison);
+    let (cache, kv) = slots.upload(gpu, batch.shape, format);
+    let decode = Decode::new::<T>(gpu, &cache, format).unwrap();
+    let mut workspace = DecodeWorkspace::new(gpu, [&decode]).unwrap();
+    let q = batch.packed(|request| &request.q);
+    let lens: Vec<u32> = batch.requests.iter().map(|r| r.start + 1).collect();
     let mut out = gpu.upload(&vec![T::of(f32::NAN); q.len()]).unwrap();
-    decode
-        .run(
-            gpu,
-            &gpu.upload(&q).unwrap(),
-            &gpu.upload(&k).unwrap(),
-            &gpu.upload(&v).unwrap(),
-            &gpu.upload(&lens).unwrap(),
-            1.0 / (dim as f32).sqrt(),
-            &mut out,
-        )
-        .unwrap();
-    let actual = gpu
-        .download(&out)
-        .unwrap()
-        .into_iter()
-        .map(T::get)
-        .collect();
-    let f32s = |values: &[T]| -> Vec<f32> { values.iter().map(|x| x.get() as f32).collect() };
-    let (q, k, v) = (f32s(&q), f32s(&k), f32s(&v));
-    let twin_shape = AttentionShape {
-        heads: shape.heads as usize,
-        kv_heads: shape.kv_heads as usize,
-        head_dim: dim,
-    };
-    let mut expected = Vec::new();
-    for (i, request) in requests.iter().enumerate() {
-        let heads: Vec<DecodeHead> = request
-            .heads
-            .iter()
-            .zip(wrong)
-            .map(|(&(_, layout, offset), &mask)| DecodeHead {
-                mask,
-                layout,
-                slot_offset: offset as usize,
-            })
-            .collect();
-        let rows = shape.heads as usize * dim;
-        let len = case.requests[i].1;
-        expected.extend(
-            attention_decode(
-                twin_shape,
-                &q[i * rows..][..rows],
-                &k,
-                &v,
-                &heads,
-                len - 1,
-                len,
+    // Twice: the second run finds what the first has left in the workspace.
+    for _ in 0..2 {
+        decode
+            .run(
+                gpu,
+                &cache,
+                &mut workspace,
+                &gpu.upload(&q).unwrap(),
+                &kv,
+                &gpu.upload(&lens).unwrap(),
+                batch.softmax_scale(),
+                &mut out,
             )
-            .o,
-        );
+            .unwrap();
     }
-    (actual, expected)
+    let out = gpu.download(&out).unwrap();
+    out.into_iter().map(T::get).collect()
 }
 
-fn result<T: Value>(gpu: &Gpu, case: &Case, seed: u64, wrong: &[HeadMask]) -> Comparison {
-    let (actual, expected) = both::<T>(gpu, case, seed, wrong);
+fn tolerance<T: Value>() -> Tolerance {
     let step = match T::TYPE {
         ElementType::Bf16 => 1.0 / 256.0,
         ElementType::F16 => 1.0 / 2048.0,
     };
-    compare(&actual, &expected, Tolerance::new(1.5 * step, step))
+    Tolerance::new(1.5 * step, step)
+}
+
+fn result<T: Value>(
+    gpu: &Gpu,
+    batch: &Batch<T>,
+    format: KvFormat,
+    masks: &[HeadMask],
+) -> Comparison {
+    let expected = batch.expected(masks, |r| r.start + 1, |row| kept(format, row));
+    compare(
+        &on_device(gpu, batch, format, true),
+        &expected,
+        tolerance::<T>(),
+    )
+}
+
+fn table<T: Value>(gpu: &Gpu) {
+    for (seed, case) in cases::attention_decode().iter().enumerate() {
+        if case.head_dim > 128 {
+            continue;
+        }
+        let batch = Batch::<T>::random(
+            (case.heads, case.kv_heads, case.head_dim),
+            &case.masks,
+            &[(case.context, case.start, 1)],
+            case.largest_score,
+            seed as u64,
+        );
+        for format in FORMATS {
+            let result = result(gpu, &batch, format, &case.masks);
+            println!(
+                "{:?} {format:?} {}: error {:.2e}",
+                T::TYPE,
+                case.name,
+                result.max_error
+            );
+            let _ = result.assert(&format!("{:?} {format:?} {}", T::TYPE, case.name));
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
+fn the_case_table_agrees_with_the_twin() {
+    let gpu = Gpu::open(0, None).unwrap();
+    table::<bf16>(&gpu);
+    table::<f16>(&gpu);
+}
+
+fn ragged<T: Value>(shape: (u32, u32, u32), masks: &[HeadMask], seed: u64) -> Batch<T> {
+    let steps = [
+        (600, 598, 1),
+        (600, 0, 1),
+        (5000, 4443, 1),
+        (300, 63, 1),
+        (300, 64, 1),
+        (90, 89, 1),
+    ];
+    Batch::random(shape, masks, &steps, 4.0, seed)
 }
 
 #[test]
 #[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
 fn ragged_batches_agree_with_the_twin() {
     let gpu = Gpu::open(0, None).unwrap();
-    let wrapped = [
-        (600, 599),
-        (600, 1),
-        (5000, 4444),
-        (300, 64),
-        (300, 65),
-        (90, 90),
+    let six = [
+        mask(64, 3000),
+        mask(128, 17),
+        mask(0, 1),
+        mask(4, 2),
+        mask(64, 64),
+        mask(0, 500),
     ];
-    let mut cases = [
-        case(1, 1, 64, &[HeadMask::DENSE], &[(1, 1)]),
-        case(3, 1, 64, &[mask(64, 64)], &wrapped),
-        case(4, 1, 128, &[mask(0, 100)], &wrapped),
-        case(7, 1, 64, &[mask(8, 1)], &wrapped),
-        case(8, 2, 128, &[mask(64, 1000), HeadMask::DENSE], &wrapped),
-        case(24, 2, 128, &[mask(64, 3000), mask(128, 17)], &wrapped),
-        case(
-            6,
-            6,
-            128,
-            &[
-                mask(64, 3000),
-                mask(128, 17),
-                mask(0, 1),
-                mask(4, 2),
-                mask(64, 64),
-                mask(0, 500),
-            ],
-            &wrapped,
-        ),
-    ];
-    cases[4].logits = 25.0;
-    for (seed, case) in cases.iter().enumerate() {
-        for (name, result) in [
-            ("bf16", result::<bf16>(&gpu, case, seed as u64, &case.masks)),
-            (
-                "f16",
-                result::<f16>(&gpu, case, seed as u64 + 20, &case.masks),
-            ),
-        ] {
-            println!("{name} {:?}: error {:.2e}", case.shape, result.max_error);
-            let _ = result.assert(&format!("{name} {:?} {:?}", case.shape, case.masks));
+    for (seed, (shape, masks)) in [
+        ((3, 1, 64), &[mask(64, 64)][..]),
+        ((4, 1, 128), &[mask(0, 100)]),
+        ((7, 1, 64), &[mask(8, 1)]),
+        ((8, 2, 128), &[mask(64, 1000), HeadMask::DENSE]),
+        ((24, 2, 128), &[mask(64, 3000), mask(128, 17)]),
+        ((6, 6, 128), &six),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let batch = ragged::<bf16>(shape, masks, seed as u64);
+        for format in FORMATS {
+            let result = result(&gpu, &batch, format, masks);
+            println!("{shape:?} {format:?}: error {:.2e}", result.max_error);
+            let _ = result.assert(&format!("{shape:?} {format:?}"));
         }
+    }
+}
+
+/// The same from the other twin, which walks slots instead of positions.
+#[test]
+#[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
+fn slots_are_read_as_the_ring_lays_them_out() {
+    let gpu = Gpu::open(0, None).unwrap();
+    let masks = [mask(64, 300), mask(0, 61)];
+    let batch = Batch::<bf16>::random((8, 2, 128), &masks, &[(4000, 3001, 1)], 4.0, 5);
+    let slots = batch.slots(|request| request.start + 1, false);
+    let heads: Vec<DecodeHead> = slots.requests[0]
+        .heads
+        .iter()
+        .map(|&(mask, layout, offset)| DecodeHead {
+            mask,
+            layout,
+            slot_offset: offset as usize,
+        })
+        .collect();
+    let shape = AttentionShape {
+        heads: 8,
+        kv_heads: 2,
+        head_dim: 128,
+    };
+    let f32s = |values: &[bf16]| -> Vec<f32> { values.iter().map(|x| x.to_f32()).collect() };
+    let expected = attention_decode(
+        shape,
+        &f32s(&batch.requests[0].q),
+        &f32s(&slots.k),
+        &f32s(&slots.v),
+        &heads,
+        3001,
+        3002,
+    );
+    let actual = on_device(&gpu, &batch, KvFormat::Sixteen, false);
+    let _ = compare(&actual, &expected.o, tolerance::<bf16>()).assert("wrapped rings");
+}
+
+#[test]
+#[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
+fn forbidden_slots_change_no_bit() {
+    let gpu = Gpu::open(0, None).unwrap();
+    let batch = ragged::<bf16>((8, 2, 64), &[mask(64, 100), mask(3, 17)], 9);
+    for format in FORMATS {
+        let (poisoned, noisy) = (
+            on_device(&gpu, &batch, format, true),
+            on_device(&gpu, &batch, format, false),
+        );
+        assert_eq!(poisoned, noisy, "{format:?}");
     }
 }
 
@@ -211,12 +211,62 @@ fn ragged_batches_agree_with_the_twin() {
 #[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
 fn a_window_one_key_off_is_seen() {
     let gpu = Gpu::open(0, None).unwrap();
-    let case = case(4, 1, 128, &[mask(64, 50)], &[(600, 500)]);
-    assert!(result::<bf16>(&gpu, &case, 1, &[mask(64, 50)]).passed());
-    for wrong in [mask(64, 49), mask(64, 51), mask(63, 50)] {
-        assert!(
-            !result::<bf16>(&gpu, &case, 1, &[wrong]).passed(),
-            "{wrong:?}"
-        );
+    let masks = [mask(64, 50)];
+    let batch = Batch::<bf16>::random((4, 1, 128), &masks, &[(600, 499, 1)], 4.0, 1);
+    for format in FORMATS {
+        assert!(result(&gpu, &batch, format, &masks).passed());
+        for wrong in [mask(64, 49), mask(64, 51), mask(63, 50)] {
+            assert!(
+                !result(&gpu, &batch, format, &[wrong]).passed(),
+                "{wrong:?}"
+            );
+        }
     }
+}
+
+/// One recorded launch serves every length, since lengths are read on the device; a request of length 0 costs nothing.
+#[test]
+#[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
+fn a_recorded_launch_follows_the_lengths() {
+    let gpu = Gpu::open(0, None).unwrap();
+    let masks = [mask(64, 100)];
+    let full = Batch::<bf16>::random(
+        (4, 1, 64),
+        &masks,
+        &[(600, 499, 1), (600, 299, 1), (600, 9, 1)],
+        4.0,
+        3,
+    );
+    let slots = full.slots(|request| request.start + 1, false);
+    let (cache, kv) = slots.upload(&gpu, full.shape, KvFormat::Sixteen);
+    let decode = Decode::new::<bf16>(&gpu, &cache, KvFormat::Sixteen).unwrap();
+    let mut workspace = DecodeWorkspace::new(&gpu, [&decode]).unwrap();
+    let q = gpu.upload(&full.packed(|request| &request.q)).unwrap();
+    let mut lens = gpu.upload(&[1u32; 3]).unwrap();
+    let mut out = gpu.zeros::<bf16>(q.len()).unwrap();
+    let mut run = || {
+        decode.run(
+            &gpu,
+            &cache,
+            &mut workspace,
+            &q,
+            &kv,
+            &lens,
+            full.softmax_scale(),
+            &mut out,
+        )
+    };
+    run().unwrap();
+    let graph = gpu.record(run).unwrap();
+    gpu.write(&mut lens, 0, &[500u32, 0, 10]).unwrap();
+    gpu.replay(&graph).unwrap();
+    let actual: Vec<f64> = gpu
+        .download(&out)
+        .unwrap()
+        .into_iter()
+        .map(Value::get)
+        .collect();
+    let mut expected = full.expected(&masks, |_| 0, <[f32]>::to_vec);
+    expected[256..512].fill(0.0);
+    let _ = compare(&actual, &expected, tolerance::<bf16>()).assert("after a replay");
 }

@@ -262,6 +262,42 @@ abi_struct! {
     }
 }
 
+abi_struct! {
+    /// A request's share of a prefill chunk: queries and their own keys, behind keys that are cached already.
+    PrefillRun {
+        /// First row of its queries in the packed tensor.
+        q_row: u32,
+        /// Position of its first query.
+        q_start: u32,
+        /// Its queries; the keys end where they end.
+        q_len: u32,
+        /// First row of its fresh keys in their packed tensor.
+        k_row: u32,
+        /// Position of the first fresh key: those before it are cached.
+        k_start: u32,
+        /// Padding.
+        reserved_0: u32,
+        /// Padding.
+        reserved_1: u32,
+        /// Padding.
+        reserved_2: u32,
+    }
+}
+
+abi_struct! {
+    /// One block's share of prefill attention: some tiles of 64 queries of the heads of a group.
+    PrefillItem {
+        /// Which request's run.
+        request: u32,
+        /// The KV head whose keys are read.
+        kv_head: u32,
+        /// First tile: tiles of queries are counted by position, then by head of the group.
+        first: u32,
+        /// Padding.
+        reserved: u32,
+    }
+}
+
 /// Every struct that kernels share with the host.
 pub const STRUCTS: &[StructLayout] = &[
     HeadSpan::LAYOUT,
@@ -274,6 +310,8 @@ pub const STRUCTS: &[StructLayout] = &[
     SampleParams::LAYOUT,
     DecodeItem::LAYOUT,
     HeadParts::LAYOUT,
+    PrefillRun::LAYOUT,
+    PrefillItem::LAYOUT,
 ];
 
 /// The prelude that begins every WGSL source.

@@ -32,7 +32,7 @@ mod rule;
 
 pub use error::{MaskError, Result};
 pub use head::{HeadMask, ModelMasks};
-pub use memory::{KvBytes, KvShape, PREFILL_CHUNK, SLACK};
+pub use memory::{KvBytes, KvFormat, KvShape, PREFILL_CHUNK, SLACK};
 pub use ranges::{KeyRanges, Tile};
 pub use ring::{Commit, RingLayout};
 pub use rule::{DEFAULT_BLOCK, DEFAULT_SINK, HeadRule, MaskGrid};

@@ -19,6 +19,25 @@ pub struct KvShape {
     pub head_dim: u32,
 }
 
+/// How an engine on a GPU keeps the K and V rows of its caches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KvFormat {
+    /// 16 bits a value.
+    Sixteen,
+    /// A signed byte a value, and an f32 scale a row.
+    Int8,
+}
+
+impl KvFormat {
+    /// Bytes of the K or the V of one token in one head.
+    pub const fn row_bytes(self, head_dim: u32) -> u64 {
+        match self {
+            Self::Sixteen => 2 * head_dim as u64,
+            Self::Int8 => head_dim as u64 + 4,
+        }
+    }
+}
+
 /// Bytes of one engine's KV memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvBytes {
@@ -95,6 +114,43 @@ impl KvShape {
         }
     }
 
+    /// Bytes of an engine that serves `batch` requests of the same declared context length at once.
+    ///
+    /// Chunks of at most `chunk` tokens, of all requests together, lie in 16 bits, shared by all layers. Where caches are bytes,
+    /// prefill reads them from a copy in 16 bits of the layer that has most slots, which is scratch too.
+    pub fn batch_bytes(
+        self,
+        masks: &ModelMasks,
+        context: u32,
+        batch: u32,
+        chunk: u32,
+        format: KvFormat,
+    ) -> Result<KvBytes> {
+        self.check()?;
+        masks.check_shape(self.layers as usize, self.kv_heads as usize)?;
+        if context == 0 {
+            return Err(MaskError::BadContext { got: 0 });
+        }
+        let slots = |layer| u64::from(slot_offsets(masks.layer(layer), context, SLACK).1);
+        let layers = 0..masks.layers();
+        let all: u64 = layers.clone().map(slots).sum();
+        let most = layers.map(slots).max().unwrap_or(0);
+        let row = 2 * KvFormat::Sixteen.row_bytes(self.head_dim);
+        let copied = match format {
+            KvFormat::Sixteen => 0,
+            KvFormat::Int8 => most * u64::from(batch),
+        };
+        let chunk = u64::from(chunk) * u64::from(self.kv_heads);
+        let cache = (all * u64::from(batch)).checked_mul(2 * format.row_bytes(self.head_dim));
+        let scratch = (chunk + copied).checked_mul(row);
+        match (cache, scratch) {
+            (Some(cache), Some(scratch)) => Ok(KvBytes { cache, scratch }),
+            _ => Err(MaskError::BadContext {
+                got: u64::from(context),
+            }),
+        }
+    }
+
     /// Bytes of a dense cache of exactly `context` tokens, without slack or scratch: what everybody else pays.
     pub fn dense_bytes(self, context: u32, value_bytes: u64) -> u64 {
         u64::from(self.layers)
@@ -152,6 +208,25 @@ mod tests {
             .check()
             .is_err()
         );
+    }
+
+    #[test]
+    fn a_batch_counts_every_request_and_one_chunk() {
+        let shape = KvShape {
+            layers: 2,
+            kv_heads: 3,
+            head_dim: 64,
+        };
+        let masks = ModelMasks::uniform(2, 3, HeadMask::from_span(1024, 64));
+        let bytes = |format| shape.batch_bytes(&masks, 8192, 5, 2048, format).unwrap();
+        let (slots, chunk) = (6 * (1024 + 64), 2048 * 3 * 2 * 64 * 2);
+        let sixteen = bytes(KvFormat::Sixteen);
+        assert_eq!(sixteen.cache, 5 * slots * 2 * 64 * 2);
+        assert_eq!(sixteen.scratch, chunk);
+        let int8 = bytes(KvFormat::Int8);
+        assert_eq!(int8.cache, 5 * slots * 2 * (64 + 4));
+        assert_eq!(int8.scratch, chunk + 5 * slots / 2 * 2 * 64 * 2);
+        assert!(shape.batch_bytes(&masks, 0, 5, 64, KvFormat::Int8).is_err());
     }
 
     #[test]

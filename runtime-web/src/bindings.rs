@@ -1,7 +1,7 @@
 //! JavaScript's view of the engine: the only file that knows JavaScript. Errors become `Error` objects with
 //! `name = "MoaError"`, `code` and `hint`; numbers that may exceed 32 bits cross as JSON.
 
-use js_sys::{Float32Array, Reflect, Uint32Array};
+use js_sys::{Float32Array, Reflect, Uint8Array, Uint32Array};
 use moa_format::{CHUNK_BYTES, Manifest, Plan};
 use serde::Deserialize;
 use wasm_bindgen::prelude::*;
@@ -12,6 +12,7 @@ use crate::error::EngineError;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::sampler::{Sampler, SamplingOptions};
 use crate::setup::Setup;
+use crate::snapshot::RingCopy;
 
 type JsResult<T> = std::result::Result<T, JsValue>;
 
@@ -96,6 +97,21 @@ fn options<T: Default + for<'a> Deserialize<'a>>(value: Option<impl Into<JsValue
 
 fn manifest(json: &str) -> JsResult<Manifest> {
     Ok(Manifest::from_json(json).map_err(|source| EngineError::Manifest { source })?)
+}
+
+/// A byte offset.
+fn whole(offset: f64) -> JsResult<u64> {
+    if !(offset >= 0.0 && offset.fract() == 0.0 && offset < 9e15) {
+        return Err(moa_error(
+            "bad-chunk",
+            &format!("offset is {offset}, expected a whole number"),
+            None,
+        ));
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "a whole number below 2^53")]
+    #[expect(clippy::cast_sign_loss, reason = "not negative")]
+    let offset = offset as u64;
+    Ok(offset)
 }
 
 fn json(value: &impl serde::Serialize) -> JsResult<String> {
@@ -193,17 +209,29 @@ impl MoaEngine {
     /// Checks a whole chunk of a weight shard against its hash and sends it to the device.
     #[wasm_bindgen(js_name = writeShard)]
     pub fn write_shard(&mut self, index: u32, offset: f64, bytes: &[u8]) -> JsResult<()> {
-        if !(offset >= 0.0 && offset.fract() == 0.0 && offset < 9e15) {
-            return Err(moa_error(
-                "bad-chunk",
-                &format!("offset is {offset}, expected a whole number"),
-                None,
-            ));
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "a whole number below 2^53")]
-        #[expect(clippy::cast_sign_loss, reason = "not negative")]
-        let offset = offset as u64;
+        let offset = whole(offset)?;
         Ok(self.engine.write_shard(index as usize, offset, bytes)?)
+    }
+
+    /// Where a chunk of a shard lies: buffer, offset in it, bytes, and again where it lies in two. The label of a buffer
+    /// is `weights.` and its number.
+    #[wasm_bindgen(js_name = chunkPlaces)]
+    pub fn chunk_places(&self, index: u32, offset: f64) -> JsResult<Uint32Array> {
+        let places = self.engine.chunk_places(index as usize, whole(offset)?)?;
+        let numbers: Vec<u32> = places
+            .into_iter()
+            .flat_map(|(buffer, at, bytes)| [buffer as u64, at, bytes])
+            .map(|number| u32::try_from(number).unwrap_or(u32::MAX))
+            .collect();
+        Ok(Uint32Array::from(numbers.as_slice()))
+    }
+
+    /// Takes note of a chunk that JavaScript has checked against its hash and written to its places itself,
+    /// so that it never passes through this module's memory.
+    #[wasm_bindgen(js_name = acceptChunk)]
+    pub fn accept_chunk(&mut self, index: u32, offset: f64) -> JsResult<()> {
+        let offset = whole(offset)?;
+        Ok(self.engine.accept_chunk(index as usize, offset)?)
     }
 
     /// Waits for the uploads, checks that nothing is missing, and warms up.
@@ -275,6 +303,55 @@ impl MoaEngine {
     /// Logits after the last chosen token.
     pub async fn logits(&mut self) -> JsResult<Float32Array> {
         Ok(Float32Array::from(self.engine.logits().await?.as_slice()))
+    }
+
+    /// Makes `id`, chosen from `logits()` by the caller, the pending token.
+    pub fn choose(&mut self, id: u32) -> JsResult<()> {
+        Ok(self.engine.choose(id)?)
+    }
+
+    /// A copy of the rings on the device.
+    #[wasm_bindgen(js_name = copyRings)]
+    pub async fn copy_rings(&mut self) -> JsResult<MoaRingCopy> {
+        Ok(MoaRingCopy(self.engine.copy_rings().await?))
+    }
+
+    /// Puts the rings back as they were when `copy` was made.
+    #[wasm_bindgen(js_name = restoreRings)]
+    pub fn restore_rings(&mut self, copy: &MoaRingCopy) -> JsResult<()> {
+        Ok(self.engine.restore_rings(&copy.0)?)
+    }
+
+    /// The used part of a layer's rings, for `restoreLayer`.
+    #[wasm_bindgen(js_name = saveLayer)]
+    pub async fn save_layer(&mut self, layer: u32) -> JsResult<Uint8Array> {
+        Ok(Uint8Array::from(
+            self.engine.save_layer(layer as usize).await?.as_slice(),
+        ))
+    }
+
+    /// Puts a layer back that was saved when the cache's longest was `longest`.
+    #[wasm_bindgen(js_name = restoreLayer)]
+    pub fn restore_layer(&mut self, layer: u32, longest: u32, bytes: &[u8]) -> JsResult<()> {
+        Ok(self.engine.restore_layer(layer as usize, longest, bytes)?)
+    }
+
+    /// After every layer: how many tokens the cache holds, and the longest that it has been.
+    #[wasm_bindgen(js_name = setPosition)]
+    pub fn set_position(&mut self, len: u32, longest: u32) -> JsResult<()> {
+        Ok(self.engine.set_position(len, longest)?)
+    }
+
+    /// The longest that the cache has been.
+    #[wasm_bindgen(getter)]
+    pub fn longest(&self) -> u32 {
+        self.engine.position().1
+    }
+
+    /// Layers of the model.
+    #[wasm_bindgen(getter)]
+    pub fn layers(&self) -> u32 {
+        u32::try_from(self.engine.setup().masks().layers()).unwrap_or(u32::MAX)
     }
 
     /// Takes back the last `n` tokens of the cache, and the pending one.
@@ -393,6 +470,37 @@ impl MoaEngine {
     /// Gives the device's memory back now; `free()` alone waits for the garbage collector.
     pub fn destroy(&self) {
         self.engine.destroy();
+    }
+}
+
+/// A copy of the rings on the device.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct MoaRingCopy(RingCopy);
+
+#[wasm_bindgen]
+impl MoaRingCopy {
+    /// Tokens that the cache held.
+    #[wasm_bindgen(getter)]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "JavaScript compares a length with 0"
+    )]
+    pub fn len(&self) -> u32 {
+        self.0.len()
+    }
+
+    /// Bytes on the device.
+    #[wasm_bindgen(getter)]
+    pub fn bytes(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+        let bytes = self.0.bytes() as f64;
+        bytes
+    }
+
+    /// Gives the memory back now.
+    pub fn destroy(&self) {
+        self.0.destroy();
     }
 }
 

@@ -236,6 +236,21 @@ impl Engine {
         Ok(bytemuck::pod_collect_to_vec(&data))
     }
 
+    /// Makes `id`, chosen by the caller from [`logits`](Self::logits), the pending token.
+    pub fn choose(&mut self, id: u32) -> Result<()> {
+        self.ready()?;
+        self.landed()?;
+        self.check_ids(&[id])?;
+        if !self.has_logits {
+            return Err(EngineError::NoLogits);
+        }
+        self.history.truncate(self.len as usize);
+        self.history.push(id);
+        self.counted = false;
+        self.pending = Some(id);
+        Ok(())
+    }
+
     /// Fails while batches are in flight.
     pub(crate) fn landed(&self) -> Result<()> {
         if self.flights.is_empty() {
@@ -259,7 +274,9 @@ impl Engine {
     fn write_counts(&self) {
         let mut counts = vec![0u32; self.setup.config().vocab_size as usize];
         for (index, &id) in self.history.iter().enumerate() {
-            let count = &mut counts[id as usize];
+            let Some(count) = counts.get_mut(id as usize) else {
+                continue;
+            };
             if index < self.prompt_len {
                 *count |= IN_PROMPT;
             } else {

@@ -25,6 +25,9 @@ const SUBMIT_WORK_SOFTWARE: u64 = 2 << 30;
 /// Prefill chunk of a software adapter, where a whole one takes seconds.
 const CHUNK_SOFTWARE: u32 = 64;
 
+/// In the history: a token that came with a restored cache.
+pub(crate) const UNKNOWN_TOKEN: u32 = u32::MAX;
+
 /// What a caller may choose.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EngineOptions {
@@ -141,6 +144,17 @@ impl Engine {
         self.weights.write(&self.gpu, shard, offset, bytes)
     }
 
+    /// Where a chunk of a shard lies on the device: `(buffer, offset, bytes)`, one or two of them in order. A buffer's
+    /// label is `weights.` and its index.
+    pub fn chunk_places(&self, shard: usize, offset: u64) -> Result<Vec<(usize, u64, u64)>> {
+        self.weights.chunk_places(shard, offset)
+    }
+
+    /// Takes note of a chunk that the caller has checked and written to its places itself.
+    pub fn accept_chunk(&mut self, shard: usize, offset: u64) -> Result<()> {
+        self.weights.accept(shard, offset)
+    }
+
     /// Waits for the uploads, checks that nothing is missing, and runs two tokens so that drivers have compiled
     /// everything before the first real one.
     pub async fn finish_loading(&mut self) -> Result<()> {
@@ -232,6 +246,37 @@ impl Engine {
         self.history.truncate(len as usize);
         self.prompt_len = self.prompt_len.min(self.history.len());
         self.counted = false;
+    }
+
+    /// Tokens in the cache, and the longest that it has been: what snapshots keep beside the rings.
+    pub fn position(&self) -> (u32, u32) {
+        (self.len, self.longest)
+    }
+
+    /// Says what restored rings hold: `len` tokens, and `longest` at the most so far.
+    pub fn set_position(&mut self, len: u32, longest: u32) -> Result<()> {
+        self.landed()?;
+        self.check_position(len, longest)?;
+        self.forget_from(0);
+        // Which tokens these were is not known here: penalties do not see them.
+        self.history.resize(len as usize, UNKNOWN_TOKEN);
+        self.prompt_len = self.history.len();
+        self.len = len;
+        self.longest = longest;
+        self.has_logits = false;
+        Ok(())
+    }
+
+    /// Refuses a position that this engine cannot have had.
+    pub(crate) fn check_position(&self, len: u32, longest: u32) -> Result<()> {
+        if len > longest || longest > self.setup.context() {
+            return Err(EngineError::BadArgument {
+                what: "position",
+                got: format!("{len} of {longest} tokens"),
+                expected: "no more than the longest, and that within the context",
+            });
+        }
+        Ok(())
     }
 
     /// Tokens in the cache, a pending one not counted.

@@ -1,5 +1,5 @@
 //! Decode's dispatches with several operations each: norms, biases, rotation, the way into the ring, gates and
-//! residuals inside the projections. Six to a layer: qkv, attention in parts, their joining, o_proj, gate and up, down.
+//! residuals inside the projections. Six to a layer: qkv, attention in parts, their joining, `o_proj`, gate and up, down.
 //!
 //! A fused kernel binds one window of a weight buffer and finds its tensors by their places. Where tensors do not
 //! share a window or a type, the separate kernels of `program` take their part; nothing else differs.

@@ -25,6 +25,7 @@ mod program;
 mod sampler;
 mod setup;
 mod signal;
+mod snapshot;
 #[cfg(not(target_arch = "wasm32"))]
 mod timing;
 mod weights;
@@ -46,5 +47,6 @@ pub use probe::{Ceilings, probe};
 pub use program::DecodeKernels;
 pub use sampler::{Sampler, SamplingOptions};
 pub use setup::{KvReport, Setup};
+pub use snapshot::RingCopy;
 #[cfg(not(target_arch = "wasm32"))]
 pub use timing::KernelTime;

@@ -37,8 +37,17 @@ pub(crate) enum Grid {
 /// One dispatch.
 #[derive(Debug, Clone)]
 pub(crate) struct Step {
+    /// Stem and variant, for benches.
+    #[cfg_attr(
+        target_arch = "wasm32",
+        expect(dead_code, reason = "benches are native")
+    )]
     pub(crate) label: String,
-    /// Bytes of weights that it reads.
+    /// Bytes of weights that it reads, for benches.
+    #[cfg_attr(
+        target_arch = "wasm32",
+        expect(dead_code, reason = "benches are native")
+    )]
     pub(crate) weight_bytes: u64,
     pipeline: wgpu::ComputePipeline,
     /// For [`Grid::Linear`]: the pipeline for few tokens.

@@ -195,42 +195,65 @@ impl WeightBuffers {
         offset: u64,
         bytes: &[u8],
     ) -> Result<()> {
+        let chunk = self.place(shard, offset)?;
+        self.shards[shard]
+            .check_chunk(chunk, bytes)
+            .map_err(|source| EngineError::Damaged { source })?;
+        let mut rest = bytes;
+        for (buffer, at, length) in self.chunk_places(shard, offset)? {
+            let (now, later) = rest.split_at(usize::try_from(length).unwrap_or(rest.len()));
+            gpu.queue.write_buffer(&self.buffers[buffer], at, now);
+            rest = later;
+        }
+        // Staging memory is given back as soon as the copy is done, instead of at the first dispatch.
+        gpu.queue.submit([]);
+        self.arrived[shard][chunk] = true;
+        gpu.check()
+    }
+
+    /// Where a chunk lies: buffer, offset in it, bytes; two places where a buffer ends within the chunk.
+    pub(crate) fn chunk_places(&self, shard: usize, offset: u64) -> Result<Vec<(usize, u64, u64)>> {
+        self.place(shard, offset)?;
+        let end = offset + u64::from(CHUNK_BYTES).min(u64::from(self.shards[shard].bytes) - offset);
+        let base = self.layout.bases[shard];
+        let mut places = Vec::new();
+        let mut byte = base + offset;
+        while byte < base + end {
+            let (buffer, at) = self.layout.locate(byte);
+            let length = (base + end).min(self.layout.cuts[buffer + 1]) - byte;
+            places.push((buffer, at, length));
+            byte += length;
+        }
+        Ok(places)
+    }
+
+    /// Takes note of a chunk that somebody else has checked and written.
+    pub(crate) fn accept(&mut self, shard: usize, offset: u64) -> Result<()> {
+        let chunk = self.place(shard, offset)?;
+        self.arrived[shard][chunk] = true;
+        Ok(())
+    }
+
+    /// Which chunk of a shard begins at `offset`; an error where none does, or where it is there already.
+    fn place(&self, shard: usize, offset: u64) -> Result<usize> {
         let bad = |reason| EngineError::BadChunk {
             shard,
             offset,
             reason,
         };
-        let (Some(entry), Some(arrived)) = (self.shards.get(shard), self.arrived.get_mut(shard))
-        else {
-            return Err(bad("there is no such shard"));
-        };
+        let arrived = self
+            .arrived
+            .get(shard)
+            .ok_or_else(|| bad("there is no such shard"))?;
         if !offset.is_multiple_of(u64::from(CHUNK_BYTES)) {
             return Err(bad("the offset is not a multiple of the chunk size"));
         }
         let chunk = usize::try_from(offset / u64::from(CHUNK_BYTES)).unwrap_or(usize::MAX);
         match arrived.get(chunk) {
-            None => return Err(bad("the shard ends before it")),
-            Some(true) => return Err(bad("it was written before")),
-            Some(false) => {}
+            None => Err(bad("the shard ends before it")),
+            Some(true) => Err(bad("it was written before")),
+            Some(false) => Ok(chunk),
         }
-        entry
-            .check_chunk(chunk, bytes)
-            .map_err(|source| EngineError::Damaged { source })?;
-        let mut byte = self.layout.bases[shard] + offset;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let (buffer, at) = self.layout.locate(byte);
-            let room = self.layout.cuts[buffer + 1] - byte;
-            let (now, later) = rest
-                .split_at(usize::try_from(room).map_or(rest.len(), |room| room.min(rest.len())));
-            gpu.queue.write_buffer(&self.buffers[buffer], at, now);
-            byte += now.len() as u64;
-            rest = later;
-        }
-        // Staging memory is given back as soon as the copy is done, instead of at the first dispatch.
-        gpu.queue.submit([]);
-        arrived[chunk] = true;
-        gpu.check()
     }
 
     /// Fails while chunks are missing.

@@ -3,16 +3,18 @@
 
 use std::{env, fs, io, path::PathBuf, process::ExitCode};
 
-use moa_shaders::{CHECKED_SHAPES, permutations};
+use moa_shaders::{CHECKED_SHAPES, head_permutations, permutations};
 
 fn dump(out: &PathBuf) -> io::Result<usize> {
     fs::create_dir_all(out)?;
     let mut files = 0;
     for (index, shape) in CHECKED_SHAPES.into_iter().enumerate() {
-        for kernel in permutations() {
-            if index > 0 && !kernel.depends_on_heads() {
-                continue;
-            }
+        let kernels = if index == 0 {
+            permutations()
+        } else {
+            head_permutations()
+        };
+        for kernel in kernels {
             let name = format!(
                 "h{}_kv{}_d{}.{}.wgsl",
                 shape.heads,

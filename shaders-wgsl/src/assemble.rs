@@ -208,6 +208,18 @@ pub fn permutations() -> Vec<Kernel> {
     list
 }
 
+/// The kernels whose sources differ between models: what other shapes than the first are checked with. Of the many
+/// variants of `qkv` one a weight type, for the rest of it is the same for every shape.
+pub fn head_permutations() -> Vec<Kernel> {
+    let of_every_shape = |kernel: &Kernel| match kernel {
+        Kernel::Qkv {
+            norm, bias, lanes, ..
+        } => (*norm, *bias, *lanes) == (VectorType::F16, Some(VectorType::F16), Lanes::L32),
+        _ => kernel.depends_on_heads(),
+    };
+    permutations().into_iter().filter(of_every_shape).collect()
+}
+
 /// The fused kernels of a weight type. The variants that a model mixes freely (how work is shared, how norms and
 /// biases are stored) are all there; those that differ in one word of the source only are not multiplied further.
 fn fused(weight: WeightType) -> Vec<Kernel> {

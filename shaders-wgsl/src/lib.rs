@@ -7,7 +7,7 @@
 mod assemble;
 mod kernel;
 
-pub use assemble::permutations;
+pub use assemble::{head_permutations, permutations};
 pub use kernel::{
     Access, Binding, CHECKED_SHAPES, HeadShape, Kernel, KvTarget, Lanes, ShapeError, VectorType,
     WeightType,

@@ -238,7 +238,10 @@ const CLEAR_MARGIN: f64 = 0.15;
     skip_wgpu,
     ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
 )]
-#[cfg_attr(skip_smollm2, ignore = "no SmolLM2: set MOA_SMOLLM2_GGUF")]
+#[cfg_attr(
+    all(skip_smollm2, not(skip_wgpu)),
+    ignore = "no SmolLM2: set MOA_SMOLLM2_GGUF"
+)]
 fn smollm2_chooses_the_oracles_tokens() {
     let oracle: serde_json::Value =
         serde_json::from_slice(&std::fs::read(fixture("smollm2").join("greedy.json")).unwrap())

@@ -36,6 +36,8 @@ test("one types and sees tokens stream; Stop stops; the conversation goes on", {
   assert.equal(await page.textContent("#density"), `${(100 * at.kv_density).toFixed(1)}%`);
   assert.match(await page.textContent("#dense-bytes"), /^[\d.]+ MiB$/);
   assert.equal(await page.locator("#spans i").count(), manifest.model.layers * manifest.model.kv_heads);
+  assert.ok(await page.isVisible("#spans"), "the plan is in sight");
+  assert.match(await page.textContent("#model-name"), /^SmolLM2 135M( Instruct)? on /);
 
   const before = server.requests.length;
   await page.fill("#prompt", "Write a very long story about a whale.");
@@ -50,6 +52,8 @@ test("one types and sees tokens stream; Stop stops; the conversation goes on", {
   await page.waitForSelector("#send:not([hidden])");
   assert.equal(await page.locator(".turn.assistant .note").last().textContent(), "stopped");
 
+  await page.click("#settings summary");
+  await page.fill("#longest", "12");
   await page.fill("#prompt", "Say hello.");
   await page.click("#send");
   await page.waitForSelector("#stop:not([hidden])");
@@ -57,8 +61,34 @@ test("one types and sees tokens stream; Stop stops; the conversation goes on", {
   assert.ok((await length()) > 0);
   assert.match(await page.textContent("#speed"), /^\d+(\.\d)?$/);
   assert.notEqual(await page.textContent("#used"), "0");
-  assert.equal(server.requests.length, before, "nothing is fetched after loading");
+  // The browser itself asks now and then whether the page's service worker has changed.
+  const after = server.requests.slice(before).filter((path) => path !== "/web/offline.js");
+  assert.deepEqual(after, [], "nothing is fetched after loading");
   await page.screenshot({ path: `${pictures}/chat-answered.png` });
+
+  // Editing the first message gives up what came after it; leaving off gives up nothing.
+  const turns = () => page.locator(".turn").count();
+  assert.equal(await turns(), 4);
+  await page.locator(".turn.user").first().hover();
+  await page.locator(".turn.user button").first().click();
+  assert.equal(await page.inputValue("#prompt"), "Write a very long story about a whale.");
+  await page.press("#prompt", "Escape");
+  assert.equal(await page.inputValue("#prompt"), "");
+  await page.locator(".turn.user button").first().click();
+  await page.fill("#prompt", "Say yes.");
+  await page.press("#prompt", "Enter");
+  await page.waitForSelector("#stop:not([hidden])");
+  await page.click("#stop");
+  await page.waitForSelector("#send:not([hidden])");
+  assert.equal(await turns(), 2);
+  await page.click(".turn.assistant button");
+  await page.waitForSelector("#stop:not([hidden])");
+  await page.click("#stop");
+  await page.waitForSelector("#send:not([hidden])");
+  assert.equal(await turns(), 2, "another try takes the place of the answer");
+  await page.fill("#prompt", "a long text ".repeat(60));
+  await page.waitForFunction(() => /^\d+ tokens; there is room for [\d,]+$/.test(document.getElementById("meter").textContent));
+  await page.fill("#prompt", "");
 
   await page.click("#clear");
   assert.equal(await page.locator(".turn").count(), 0);
@@ -80,6 +110,17 @@ test("without WebGPU there is a sentence, and nothing is downloaded", async () =
   assert.ok(!server.requests.slice(before).some((path) => path.includes("weights")));
   await page.screenshot({ path: `${pictures}/chat-no-webgpu.png` });
   await page.close();
+});
+
+test("the page opens without a network once it was loaded", { timeout: 120_000 }, async () => {
+  const context = await browser.newContext({ viewport: { width: 768, height: 900 } });
+  const page = await context.newPage();
+  await page.goto(`${server.url}/web/?context=1024`);
+  await page.waitForSelector("#welcome:not([hidden])", { timeout: 120_000 });
+  await context.setOffline(true);
+  await page.reload();
+  await page.waitForSelector("#welcome:not([hidden])", { timeout: 120_000 });
+  await context.close();
 });
 
 test("a browser that has WebGPU but no adapter says so", async () => {

@@ -11,12 +11,32 @@ const CLEAR_MARGIN = 0.15;
 
 const { cases, plan } = recorded();
 let server, browser, page;
+/** While set, this shard waits: the page is closed over it. */
+let held = "/weights-003.bin";
+const ranges = [];
 
 before(async () => {
-  server = await start();
+  server = await start(undefined, (request, response, path) => {
+    if (path.includes("weights")) ranges.push([path, request.headers.range]);
+    return path === held;
+  });
   browser = await launch();
   page = await openPage(browser, `${server.url}/harness/`);
   await page.waitForFunction(() => globalThis.moa);
+  // A first visit that is broken off by a reload, with all but one shard here.
+  const total = server.manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0);
+  const last = server.manifest.shards.at(-1).bytes;
+  await page.evaluate(([model, plan]) => {
+    globalThis.seen = 0;
+    moa.createEngine({ model, plan, contextLength: 1024, onProgress: (p) => (globalThis.seen = p.loaded) }).catch(() => undefined);
+  }, [`${server.url}/manifest.json`, plan]);
+  await page.waitForFunction((bytes) => globalThis.seen >= bytes, total - last, { timeout: 120_000 });
+  // The last chunks are being stored.
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  await page.reload();
+  await page.waitForFunction(() => globalThis.moa);
+  held = undefined;
+  ranges.length = 0;
   const loading = await page.evaluate(async ([model, plan]) => {
     const progress = [];
     globalThis.engine = await moa.createEngine({ model, plan, contextLength: 1024, onProgress: (p) => progress.push(p) });
@@ -29,10 +49,12 @@ before(async () => {
       }
       return { made, stats };
     };
-    return { progress, adapter: engine.adapter, memory: engine.memory() };
+    return { progress, adapter: engine.adapter, memory: engine.memory(), report: engine.loadReport };
   }, [`${server.url}/manifest.json`, plan]);
   console.log("adapter:", JSON.stringify(loading.adapter), "gpu bytes:", JSON.stringify(loading.memory.gpu));
+  console.log("load after the reload:", JSON.stringify(loading.report));
   server.progress = loading.progress;
+  server.report = loading.report;
 }, { timeout: 300_000 });
 
 after(async () => {
@@ -47,6 +69,14 @@ test("loading counts every byte of the weights and ends ready", () => {
   assert.deepEqual([progress.at(-1).loaded, progress.at(-1).total], [total, total]);
   const loaded = progress.map((report) => report.loaded);
   assert.deepEqual(loaded, [...loaded].sort((a, b) => a - b));
+});
+
+test("after a reload in the middle of the download only what was missing is fetched", () => {
+  const { report, manifest } = server;
+  const total = manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0);
+  assert.equal(report.fetchedBytes + report.cachedBytes, total);
+  assert.ok(report.cachedBytes >= total - 2 * manifest.shards.at(-1).bytes, JSON.stringify(report));
+  assert.deepEqual([...new Set(ranges.map(([path]) => path))].filter((path) => path !== "/weights-003.bin"), [], "the other shards are here");
 });
 
 for (const name of ["capital", "rain", "moby-600"]) {
@@ -170,7 +200,7 @@ test("memory is what the manifest said before the download", async () => {
 });
 
 test("a flipped bit in a shard is an integrity error, and no engine comes of it", { timeout: 120_000 }, async () => {
-  const outcome = await page.evaluate((model) => moa.createEngine({ model, contextLength: 1024 }).then(
+  const outcome = await page.evaluate((model) => moa.createEngine({ model, contextLength: 1024, cache: "none" }).then(
     () => ({ code: "loaded" }),
     (error) => ({ typed: error instanceof moa.MoaError, code: error.code, message: error.message }),
   ), `${server.url}/flipped/manifest.json`);

@@ -24,8 +24,8 @@ export function recorded() {
   return { cases, plan: { version: 1, name: "recorded", sink: plan.sink, block: 64, rules } };
 }
 
-/** Starts the server; `requests` lists every path that was asked for. */
-export async function start(bundle = required("MOA_BUNDLE")) {
+/** Starts the server; `requests` lists every path that was asked for, and `more` may answer before the files do. */
+export async function start(bundle = required("MOA_BUNDLE"), more = () => false) {
   await bundlePackage();
   const requests = [];
   const server = await serve(bundle, {
@@ -51,7 +51,7 @@ export async function start(bundle = required("MOA_BUNDLE")) {
         response.writeHead(200, { "content-length": bytes.length }).end(bytes);
         return true;
       }
-      return false;
+      return more(request, response, path);
     },
   });
   const url = `http://localhost:${server.address().port}`;
@@ -66,6 +66,7 @@ async function bundlePackage() {
     entryPoints: { moa: installed("moa-runtime"), worker: installed("moa-runtime/worker") },
     outdir: built,
     bundle: true,
+    splitting: true,
     format: "esm",
     target: "es2022",
     logLevel: "warning",

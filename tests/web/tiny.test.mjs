@@ -2,31 +2,21 @@
 // Its bundle has no tokenizer, so it serves token ids alone. The logits are compared with the compiler's CPU path.
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { fileURLToPath } from "node:url";
 
-import { launch, openPage, required } from "./browser.mjs";
+import { launch, openPage } from "./browser.mjs";
 import { start } from "./harness.mjs";
+import { compile, ids, tinyBundle } from "./tiny.mjs";
 
 /** Largest difference of a logit (their root mean square is 2.5): K and V are f16 in the browser and f32 on the CPU. Measured: 0.027. */
 const TOLERANCE = 0.05;
 
-const model = fileURLToPath(new URL("../fixtures/tiny-llama", import.meta.url));
-const { num_hidden_layers: layers, num_key_value_heads: kvHeads, vocab_size: vocab } = JSON.parse(readFileSync(join(model, "config.json"), "utf8"));
-// Spans shorter than the prompt, different for every head.
-const plan = { sink: 8, block: 8, spans: Array.from({ length: layers }, (_, l) => Array.from({ length: kvHeads }, (_, h) => 16 + 8 * (l + 2 * h))) };
-const ids = Array.from({ length: 100 }, (_, i) => (i * 37 + 11) % vocab);
-
 let folder, server, browser, page;
 before(async () => {
-  folder = mkdtempSync(join(tmpdir(), "moa-tiny-"));
-  writeFileSync(join(folder, "plan.json"), JSON.stringify(plan));
+  folder = tinyBundle();
   writeFileSync(join(folder, "ids.json"), JSON.stringify(ids));
-  run("build", model, "--plan", join(folder, "plan.json"), "--quant", "f16", "--out", join(folder, "bundle"));
   server = await start(join(folder, "bundle"));
   browser = await launch({ swiftshader: true });
   page = await openPage(browser, `${server.url}/harness/`);
@@ -37,10 +27,6 @@ after(async () => {
   server?.close();
   if (folder) rmSync(folder, { recursive: true });
 });
-
-function run(...args) {
-  return execFileSync(required("MOA_COMPILE"), ["--quiet", ...args], { stdio: ["ignore", "pipe", "inherit"], maxBuffer: 1 << 28 });
-}
 
 /** The last row of the tensor `logits` in a safetensors file. */
 function lastLogits(file) {
@@ -54,7 +40,7 @@ function lastLogits(file) {
 
 function cpuLogits(planName) {
   const out = join(folder, "logits.safetensors");
-  run("logits", join(folder, "bundle"), "--ids", join(folder, "ids.json"), "--plan", planName, "--context", "128", "--out", out);
+  compile("logits", join(folder, "bundle"), "--ids", join(folder, "ids.json"), "--plan", planName, "--context", "128", "--out", out);
   return lastLogits(out);
 }
 
@@ -77,21 +63,4 @@ test("logits are those of the CPU, under the plan and dense, and the plan matter
   console.log(`largest difference: plan ${planned.toExponential(2)}, dense ${dense.toExponential(2)}; plan against dense ${between.toExponential(2)}`);
   assert.ok(planned < TOLERANCE && dense < TOLERANCE);
   assert.ok(between > 4 * TOLERANCE, "the comparison could see a wrong mask");
-});
-
-test("ids in, ids out; text is refused with a hint", { timeout: 120_000 }, async () => {
-  const result = await page.evaluate(async ([model, ids]) => {
-    const engine = await moa.createEngine({ model, contextLength: 128 });
-    const made = [];
-    for await (const event of engine.generate({ ids, maxTokens: 6, stopIds: [] })) if (event.kind === "tokens") made.push(...event.ids);
-    const refused = await engine.chat.completions.create({ messages: [{ role: "user", content: "x" }] }).catch((error) => ({ code: error.code, hint: error.hint }));
-    await engine.unload();
-    const dead = await engine.logits(ids).catch((error) => error.code);
-    return { made, refused, dead };
-  }, [`${server.url}/manifest.json`, ids]);
-  assert.equal(result.made.length, 6);
-  assert.ok(result.made.every((id) => id < vocab));
-  assert.equal(result.refused.code, "no-tokenizer");
-  assert.match(result.refused.hint, /generate/);
-  assert.equal(result.dead, "unloaded");
 });

@@ -18,15 +18,14 @@ const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const installed = (name) => fileURLToPath(import.meta.resolve(name));
 
 mkdirSync(out, { recursive: true });
+const options = { outdir: out, bundle: true, target: "es2022", minify: true, sourcemap: true, logLevel: "warning" };
 await build({
+  ...options,
   entryPoints: { main: here("src/main.ts"), worker: installed("moa-runtime/worker") },
-  outdir: out,
-  bundle: true,
+  splitting: true,
   format: "esm",
-  target: "es2022",
-  minify: true,
-  sourcemap: true,
-  logLevel: "warning",
 });
+// A service worker is one classic script.
+await build({ ...options, entryPoints: { offline: here("src/offline.ts") }, format: "iife" });
 copyFileSync(installed("moa-runtime/wasm"), `${out}/moa_runtime_web_bg.wasm`);
 for (const file of ["index.html", "style.css", "icon.svg"]) copyFileSync(here(`src/${file}`), `${out}/${file}`);

@@ -12,6 +12,9 @@ use crate::setup::{self, Purpose};
 use crate::workspace::{Profile, Workspace};
 use crate::{wasm, web};
 
+/// What the page calls the model; its file names a step of its training.
+const MODEL_NAME: &str = "SmolLM2-135M-Instruct";
+
 /// Options of `cargo xtask demo`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -97,7 +100,7 @@ fn bundle(workspace: &Workspace, compiler: &Path, out: &Path, options: &Options)
     let context = options.context.to_string();
     cmd!(
         sh,
-        "{compiler} build {model} --out {out} --effort quick --density {density} --context {context}"
+        "{compiler} build {model} --out {out} --name {MODEL_NAME} --effort quick --density {density} --context {context}"
     )
     .run()?;
     cmd!(sh, "{compiler} verify {out}").run()?;

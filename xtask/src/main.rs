@@ -16,6 +16,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod demo;
+mod gpu_pack;
 mod graphics;
 mod setup;
 mod test;
@@ -46,6 +47,8 @@ enum Command {
     Test(test::Options),
     /// Compile a small model, verify it and serve the chat page on localhost
     Demo(demo::Options),
+    /// Gather tests, benches and moa-compile in gpu-pack/, for a host with a GPU and no Rust
+    GpuPack,
     /// Build the wasm engine into web/moa-runtime/wasm and check its size
     Wasm,
     /// Build the npm package and the pages
@@ -73,6 +76,7 @@ fn run() -> Result<()> {
         Command::Setup { demo: false } => setup::run(&workspace, Purpose::Test),
         Command::Test(options) => test::run(&workspace, &options),
         Command::Demo(options) => demo::run(&workspace, &options),
+        Command::GpuPack => gpu_pack::run(&workspace),
         Command::Wasm => {
             setup::npm(&workspace)?;
             wasm::build(&workspace)?;

@@ -54,10 +54,14 @@ const STEPS: &[Step] = &[
         wasm::build(ws)?;
         wasm::check_size(ws)
     }),
-    step("npm", "the npm package: types and unit tests", |ws| {
-        web::build(ws, "target/web".as_ref())?;
-        web::check(ws)
-    }),
+    step(
+        "npm",
+        "the npm package: types, unit tests, contents",
+        |ws| {
+            web::build(ws, "target/web".as_ref())?;
+            web::check(ws)
+        },
+    ),
     step("demo", "the demo, up to serving it", |ws| {
         demo::run(ws, &demo::Options::for_tests(DEMO_BUNDLE))
     }),

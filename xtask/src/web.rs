@@ -18,10 +18,11 @@ pub(crate) fn build(workspace: &Workspace, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Type checks and unit tests; needs the package compiled.
+/// Type checks, unit tests, and what others would get of the package; needs the package compiled.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let sh = &workspace.shell;
     cmd!(sh, "npm run --silent --workspaces --if-present typecheck").run()?;
     cmd!(sh, "npm run --silent --workspace moa-runtime test").run()?;
+    cmd!(sh, "npm run --silent --workspace moa-runtime check-package").run()?;
     Ok(())
 }

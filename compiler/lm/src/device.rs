@@ -1,8 +1,9 @@
 //! What a device must compute: a short list of explicit operations, forward and activation-backward.
 //!
 //! The model, its profile and its sessions are written once over this trait. It deliberately has no graph, no
-//! tensors with shapes and no autograd: buffers are flat f32, shapes are arguments, and the backward of each
-//! operation is an operation. Weights have no gradients.
+//! tensors with shapes and no autograd: buffers are flat, shapes are arguments, and the backward of each
+//! operation is an operation. Weights have no gradients. A device may keep values in fewer bits than f32 where
+//! [`Keep`] allows it.
 
 use std::fmt;
 
@@ -72,6 +73,15 @@ pub struct RopeTable<B> {
     pub head_dim: usize,
 }
 
+/// How exactly values must be kept. A device with one kind of buffer need not care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// As f32: residual streams, logits, whatever is added up further.
+    Full,
+    /// As products and attention read their inputs.
+    Working,
+}
+
 /// Which way RoPE turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
@@ -113,7 +123,7 @@ pub struct Projected<'a, B> {
 pub struct Attended<B> {
     /// `[q_len, heads, head_dim]`.
     pub o: B,
-    /// Log-sum-exp of the scaled visible scores, `[q_len, heads]`.
+    /// Log-sum-exp of the scaled visible scores, `[q_len, heads]`, or as the device's own backward wants it.
     pub lse: B,
 }
 
@@ -160,7 +170,7 @@ pub struct AttentionGradients<B> {
     pub influence: LayerInfluence,
 }
 
-/// A place where the model runs. Every buffer is a row-major run of f32.
+/// A place where the model runs. Every buffer is a row-major run of numbers.
 pub trait Device: fmt::Debug + Send + Sync {
     /// Values on the device.
     type Buffer: fmt::Debug + Send + Sync;
@@ -168,8 +178,13 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// What a user would call the device.
     fn label(&self) -> String;
 
-    /// Moves values to the device.
+    /// Moves values to the device, as f32.
     fn upload(&self, values: Vec<f32>) -> Result<Self::Buffer>;
+
+    /// Moves a matrix of weights or a bias to the device, as its products read it.
+    fn upload_weight(&self, values: Vec<f32>) -> Result<Self::Buffer> {
+        self.upload(values)
+    }
 
     /// Reads values back.
     fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>>;
@@ -181,40 +196,64 @@ pub trait Device: fmt::Debug + Send + Sync {
     fn copy(&self, buffer: &Self::Buffer) -> Result<Self::Buffer>;
 
     /// Zeros.
-    fn zeros(&self, len: usize) -> Result<Self::Buffer>;
+    fn zeros(&self, len: usize, keep: Keep) -> Result<Self::Buffer>;
 
-    /// The given rows of `table` `[_, dim]`, one after another: the embedding, or the rows that carry loss.
+    /// Bytes of one number in a buffer that is kept as `keep`.
+    fn value_bytes(&self, keep: Keep) -> u64 {
+        let _ = keep;
+        size_of::<f32>() as u64
+    }
+
+    /// What gradients of the loss are multiplied by on the way back, so that small ones do not vanish: a power of two.
+    fn gradient_scale(&self) -> f64 {
+        1.0
+    }
+
+    /// Whether a layer's attention is cheaper to compute again on the way back than to keep.
+    fn recomputes_attention(&self) -> bool {
+        false
+    }
+
+    /// Rows of the embedding `[_, dim]`, to be kept in full.
+    fn embed(&self, table: &Self::Buffer, dim: usize, ids: &[u32]) -> Result<Self::Buffer> {
+        self.gather_rows(table, dim, ids)
+    }
+
+    /// The given rows of `table` `[_, dim]`, one after another.
     fn gather_rows(&self, table: &Self::Buffer, dim: usize, rows: &[u32]) -> Result<Self::Buffer>;
 
-    /// A matrix `[total_rows, dim]` with `values` in the given distinct rows and zeros in the others.
+    /// Writes `values` to the given distinct rows of `into` `[_, dim]`; both are kept in full.
     fn scatter_rows(
         &self,
         values: &Self::Buffer,
         dim: usize,
         rows: &[u32],
-        total_rows: usize,
-    ) -> Result<Self::Buffer>;
+        into: &mut Self::Buffer,
+    ) -> Result<()>;
 
-    /// `x W^T + bias + addend`: `x` is `[rows, inputs]`, the rest `[rows, outputs]`.
+    /// `x W^T + bias + addend`: `x` is `[rows, inputs]`, the rest `[rows, outputs]`. An addend is kept in full, and so is
+    /// what it becomes; otherwise `keep` says.
     fn matmul(
         &self,
         x: &Self::Buffer,
         linear: &Linear<Self::Buffer>,
         addend: Option<Self::Buffer>,
+        keep: Keep,
     ) -> Result<Self::Buffer>;
 
-    /// dL/dx of [`matmul`](Self::matmul) plus an addend: `d_y W + addend`.
+    /// dL/dx of [`matmul`](Self::matmul) plus an addend: `d_y W + addend`. `d_y` may be kept either way.
     fn matmul_backward(
         &self,
         d_y: &Self::Buffer,
         linear: &Linear<Self::Buffer>,
         addend: Option<Self::Buffer>,
+        keep: Keep,
     ) -> Result<Self::Buffer>;
 
-    /// `x / sqrt(mean(x^2) + eps) * weight`, row by row.
+    /// `x / sqrt(mean(x^2) + eps) * weight`, row by row, ready for a product.
     fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, eps: f64) -> Result<Self::Buffer>;
 
-    /// dL/dx of [`rms_norm`](Self::rms_norm), plus an addend.
+    /// dL/dx of [`rms_norm`](Self::rms_norm), plus an addend; `d_y`, addend and result are kept in full.
     fn rms_norm_backward(
         &self,
         x: &Self::Buffer,

@@ -115,13 +115,19 @@ pub enum LmError {
     /// The observer asked to stop.
     #[error("interrupted")]
     Cancelled,
-    /// The device failed: out of memory, lost, or missing.
-    #[error("{device}: {problem}")]
+    /// The device failed: out of memory, lost, or without a kernel for this shape.
+    #[error("{device} failed")]
     Device {
         /// The device.
         device: String,
-        /// Its own words.
-        problem: String,
+        /// Its own error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A profile or logits that are not numbers.
+    #[error("{device} computed values that are not finite")]
+    NotFinite {
+        /// The device.
+        device: String,
     },
 }
 
@@ -135,6 +141,9 @@ impl LmError {
             Self::BadTargets { .. } => {
                 Some("give a response: tokens after the prompt that carry loss")
             }
+            Self::NotFinite { .. } => Some(
+                "use --device cpu, which computes in f32; if it fails there too, the model's weights are damaged",
+            ),
             _ => None,
         }
     }

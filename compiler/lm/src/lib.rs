@@ -33,15 +33,15 @@ mod weights;
 
 pub use cpu::Cpu;
 pub use device::{
-    Attended, AttentionBackward, AttentionGradients, AttentionShape, Device, KvCache,
+    Attended, AttentionBackward, AttentionGradients, AttentionShape, Device, Keep, KvCache,
     LayerInfluence, Linear, Projected, RopeTable, Turn,
 };
 pub use error::{LmError, Result, WeightError};
 pub use estimator::{BlockMaps, Estimator, Influence, LossKind, ProfileOptions};
 pub use generate::{GenerateOptions, Generated, StopReason, generate};
-pub use lm::Lm;
+pub use lm::{KvPrecision, Lm};
 pub use observer::{Observer, Phase, Step};
 pub use sample::{Sample, Targets};
-pub use sampler::{Sampler, SamplerOptions};
+pub use sampler::{Sampler, SamplerOptions, argmax};
 pub use session::Session;
 pub use weights::WeightSource;

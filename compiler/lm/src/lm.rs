@@ -1,14 +1,26 @@
 //! The model: its layers' forward pass over whole texts and over chunks of a session.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use moa_format::ModelConfig;
 use moa_mask::ModelMasks;
 
 use crate::observer::{Observer, Phase, Step, check};
 use crate::weights::{LayerWeights, WeightSource, Weights, load};
-use crate::{AttentionShape, Device, KvCache, LmError, Projected, Result, RopeTable, Turn};
+use crate::{AttentionShape, Device, Keep, KvCache, LmError, Projected, Result, RopeTable, Turn};
 
 /// Logits that are held at once, at most; 64 MiB.
 const LOGITS_AT_ONCE: usize = 1 << 24;
+
+/// What keys and values are rounded to before attention sees them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KvPrecision {
+    /// Nothing: they stay as the device computes them.
+    #[default]
+    Full,
+    /// Integers of -127 to 127 with one scale for every token and KV head: what an 8-bit cache would hold.
+    Int8,
+}
 
 /// A language model whose weights lie on a device.
 #[derive(Debug)]
@@ -18,6 +30,8 @@ pub struct Lm<D: Device> {
     pub(crate) weights: Weights<D::Buffer>,
     pub(crate) shape: AttentionShape,
     pub(crate) dense: ModelMasks,
+    /// Whether keys and values are rounded to 8 bits.
+    kv8: AtomicBool,
 }
 
 /// What a layer's backward needs to recompute the layer.
@@ -25,8 +39,15 @@ pub struct Lm<D: Device> {
 pub(crate) struct Saved<B> {
     /// The residual stream before the layer.
     pub(crate) input: B,
-    /// The residual stream between attention and MLP.
-    pub(crate) mid: B,
+    /// What attention gave, unless it is computed again.
+    pub(crate) attended: Option<Mid<B>>,
+}
+
+/// Between attention and MLP.
+#[derive(Debug)]
+pub(crate) struct Mid<B> {
+    /// The residual stream.
+    pub(crate) x: B,
     /// Log-sum-exp of attention's rows.
     pub(crate) lse: B,
 }
@@ -40,6 +61,8 @@ pub(crate) struct Run<'a, B> {
     pub(crate) rope: RopeTable<B>,
     /// What each head sees.
     pub(crate) masks: &'a ModelMasks,
+    /// Whether keys and values are rounded to 8 bits.
+    pub(crate) kv8: bool,
 }
 
 /// Queries, keys and values of a run, RoPE applied.
@@ -77,6 +100,7 @@ impl<D: Device> Lm<D> {
             device,
             config,
             weights,
+            kv8: AtomicBool::new(false),
         })
     }
 
@@ -88,6 +112,14 @@ impl<D: Device> Lm<D> {
     /// Where the weights lie.
     pub fn device(&self) -> &D {
         &self.device
+    }
+
+    /// Rounds keys and values from now on as an 8-bit cache would, or no longer does so: a simulation that compares
+    /// plans with a quantized cache, by way of the host. Gradients do not know of it. A session that has begun keeps
+    /// what it holds.
+    pub fn set_kv_precision(&self, precision: KvPrecision) {
+        let int8 = precision == KvPrecision::Int8;
+        self.kv8.store(int8, Ordering::Relaxed);
     }
 
     /// Next-token logits of every position, `[ids.len(), vocab_size]`.
@@ -142,7 +174,9 @@ impl<D: Device> Lm<D> {
         observer: &dyn Observer,
         mut saved: Option<&mut Vec<Saved<D::Buffer>>>,
     ) -> Result<D::Buffer> {
-        let run = self.run(ids, 0, masks)?;
+        let mut run = self.run(ids, 0, masks)?;
+        // What everything is compared with stays as it is.
+        run.kv8 &= phase != Phase::Teacher;
         let mut x = self.embed(ids)?;
         for (index, layer) in self.weights.layers.iter().enumerate() {
             check(observer)?;
@@ -151,10 +185,20 @@ impl<D: Device> Lm<D> {
             } else {
                 None
             };
-            let (mid, lse) = self.attention(layer, index, &run, x, None)?;
+            let qkv = self.project(layer, &x, &run.rope)?;
+            let mid = self.attention(layer, index, &run, &qkv, x, None)?;
+            drop(qkv);
+            let Mid { x: mid, lse } = mid;
             if let (Some(saved), Some(input)) = (saved.as_deref_mut(), input) {
-                let mid = self.device.copy(&mid)?;
-                saved.push(Saved { input, mid, lse });
+                let attended = if self.device.recomputes_attention() {
+                    None
+                } else {
+                    Some(Mid {
+                        x: self.device.copy(&mid)?,
+                        lse,
+                    })
+                };
+                saved.push(Saved { input, attended });
             }
             x = self.mlp(layer, mid)?;
             observer.step(Step {
@@ -168,7 +212,7 @@ impl<D: Device> Lm<D> {
 
     /// Rows of the embedding.
     pub(crate) fn embed(&self, ids: &[u32]) -> Result<D::Buffer> {
-        self.device.gather_rows(
+        self.device.embed(
             &self.weights.embedding.weight,
             self.config.hidden_dim as usize,
             ids,
@@ -197,20 +241,29 @@ impl<D: Device> Lm<D> {
                 head_dim: self.shape.head_dim,
             },
             masks,
+            kv8: self.kv8.load(Ordering::Relaxed),
         })
     }
 
-    /// A layer's first half: the residual stream with attention added, and attention's log-sum-exps.
+    /// A layer's first half: the residual stream `x`, which `qkv` was projected from, with attention added.
     pub(crate) fn attention(
         &self,
         layer: &LayerWeights<D::Buffer>,
         index: usize,
         run: &Run<'_, D::Buffer>,
+        qkv: &Qkv<D::Buffer>,
         x: D::Buffer,
         cache: Option<&mut KvCache<D::Buffer>>,
-    ) -> Result<(D::Buffer, D::Buffer)> {
-        let qkv = self.project(layer, &x, &run.rope)?;
-        let projected = qkv.at(run.start);
+    ) -> Result<Mid<D::Buffer>> {
+        let rounded = if run.kv8 {
+            Some((self.rounded_to_int8(&qkv.k)?, self.rounded_to_int8(&qkv.v)?))
+        } else {
+            None
+        };
+        let mut projected = qkv.at(run.start);
+        if let Some((k, v)) = &rounded {
+            (projected.k, projected.v) = (k, v);
+        }
         let masks = run.masks.layer(index);
         let attended = self
             .device
@@ -218,17 +271,40 @@ impl<D: Device> Lm<D> {
         if let Some(cache) = cache {
             self.device.commit(self.shape, &projected, cache)?;
         }
-        let mid = self.device.matmul(&attended.o, &layer.o, Some(x))?;
-        Ok((mid, attended.lse))
+        Ok(Mid {
+            x: self
+                .device
+                .matmul(&attended.o, &layer.o, Some(x), Keep::Full)?,
+            lse: attended.lse,
+        })
+    }
+
+    /// Keys or values `[positions, kv_heads, head_dim]` as an 8-bit cache would give them back.
+    fn rounded_to_int8(&self, values: &D::Buffer) -> Result<D::Buffer> {
+        let mut values = self.device.download(values)?;
+        for head in values.chunks_mut(self.shape.head_dim) {
+            let largest = head
+                .iter()
+                .fold(0.0_f32, |most, value| most.max(value.abs()));
+            if largest > 0.0 {
+                let scale = largest / 127.0;
+                for value in head {
+                    *value = (*value / scale).round() * scale;
+                }
+            }
+        }
+        self.device.upload_weight(values)
     }
 
     /// A layer's second half: `mid` with the MLP's output added.
     pub(crate) fn mlp(&self, layer: &LayerWeights<D::Buffer>, mid: D::Buffer) -> Result<D::Buffer> {
         let h = self.norm(&mid, &layer.ffn_norm)?;
-        let gate = self.device.matmul(&h, &layer.gate, None)?;
-        let up = self.device.matmul(&h, &layer.up, None)?;
-        self.device
-            .matmul(&self.device.swiglu(&gate, &up)?, &layer.down, Some(mid))
+        let gate = self.device.matmul(&h, &layer.gate, None, Keep::Working)?;
+        let up = self.device.matmul(&h, &layer.up, None, Keep::Working)?;
+        drop(h);
+        let act = self.device.swiglu(&gate, &up)?;
+        drop((gate, up));
+        self.device.matmul(&act, &layer.down, Some(mid), Keep::Full)
     }
 
     /// Queries, keys and values of the residual stream.
@@ -239,9 +315,9 @@ impl<D: Device> Lm<D> {
         rope: &RopeTable<D::Buffer>,
     ) -> Result<Qkv<D::Buffer>> {
         let h = self.norm(x, &layer.attention_norm)?;
-        let mut q = self.device.matmul(&h, &layer.q, None)?;
-        let mut k = self.device.matmul(&h, &layer.k, None)?;
-        let v = self.device.matmul(&h, &layer.v, None)?;
+        let mut q = self.device.matmul(&h, &layer.q, None, Keep::Working)?;
+        let mut k = self.device.matmul(&h, &layer.k, None, Keep::Working)?;
+        let v = self.device.matmul(&h, &layer.v, None, Keep::Working)?;
         self.device
             .rope(&mut q, self.shape.heads, rope, Turn::Forward)?;
         self.device
@@ -263,7 +339,8 @@ impl<D: Device> Lm<D> {
 
     /// Logits of normed rows.
     pub(crate) fn lm_head(&self, normed: &D::Buffer) -> Result<D::Buffer> {
-        self.device.matmul(normed, self.weights.lm_head(), None)
+        self.device
+            .matmul(normed, self.weights.lm_head(), None, Keep::Full)
     }
 
     /// Rows whose logits are computed at once.

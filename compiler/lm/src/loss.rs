@@ -6,7 +6,7 @@ use moa_mask::ModelMasks;
 
 use crate::lm::count;
 use crate::observer::{Observer, Phase, check};
-use crate::{Device, Lm, LossKind, Result, Sample};
+use crate::{Device, Keep, Lm, LossKind, Result, Sample};
 
 /// Rows that carry loss, and what they are compared with.
 #[derive(Debug)]
@@ -75,7 +75,8 @@ impl<D: Device> Lm<D> {
         })
     }
 
-    /// The loss, and its gradient with respect to the final residual stream `x` where that is wanted.
+    /// The loss, and where it is wanted its gradient with respect to the final residual stream `x`, times the device's
+    /// gradient scale.
     pub(crate) fn loss_at(
         &self,
         x: &D::Buffer,
@@ -86,8 +87,13 @@ impl<D: Device> Lm<D> {
         let hidden = self.config.hidden_dim as usize;
         let rows = &loss_rows.rows;
         let scale = 1.0 / f64::from(count(rows.len())?);
+        let larger = scale * self.device.gradient_scale();
         let mut loss = 0.0;
-        let mut gradients = Vec::new();
+        let mut d_x = if gradient {
+            Some(self.device.zeros(self.device.len(x), Keep::Full)?)
+        } else {
+            None
+        };
         let at_once = self.logit_rows();
         for (index, (rows, targets)) in rows
             .chunks(at_once)
@@ -98,20 +104,21 @@ impl<D: Device> Lm<D> {
             let x_rows = self.device.gather_rows(x, hidden, rows)?;
             let logits = self.lm_head(&self.norm(&x_rows, &self.weights.final_norm)?)?;
             let (sum, d_logits) = match &loss_rows.teacher {
-                None => self.device.cross_entropy(logits, targets, scale)?,
+                None => self.device.cross_entropy(logits, targets, larger)?,
                 Some(teacher) => {
                     let first = count(index * at_once)?;
                     let own: Vec<u32> = (first..first + count(rows.len())?).collect();
                     let teacher = self.lm_head(&self.device.gather_rows(teacher, hidden, &own)?)?;
                     self.device
-                        .kl_divergence(&teacher, logits, rows.len(), scale)?
+                        .kl_divergence(&teacher, logits, rows.len(), larger)?
                 }
             };
             loss += sum * scale;
-            if gradient {
-                let d_normed =
-                    self.device
-                        .matmul_backward(&d_logits, self.weights.lm_head(), None)?;
+            if let Some(d_x) = &mut d_x {
+                let lm_head = self.weights.lm_head();
+                let d_normed = self
+                    .device
+                    .matmul_backward(&d_logits, lm_head, None, Keep::Full)?;
                 let eps = self.config.rms_norm_eps;
                 let d_rows = self.device.rms_norm_backward(
                     &x_rows,
@@ -120,15 +127,25 @@ impl<D: Device> Lm<D> {
                     eps,
                     None,
                 )?;
-                gradients.extend(self.device.download(&d_rows)?);
+                self.device.scatter_rows(&d_rows, hidden, rows, d_x)?;
             }
         }
-        if !gradient {
-            return Ok((loss, None));
-        }
-        let d_rows = self.device.upload(gradients)?;
-        let total = self.device.len(x) / hidden;
-        let d_x = self.device.scatter_rows(&d_rows, hidden, rows, total)?;
-        Ok((loss, Some(d_x)))
+        Ok((loss, d_x))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::random_model::model;
+    use crate::{KvPrecision, Sample};
+
+    #[test]
+    fn an_eight_bit_cache_is_compared_with_the_full_one() {
+        let lm = model();
+        let sample = Sample::new((0..60).map(|i| (i * 29 + 3) % 101).collect(), 30);
+        let exact = lm.kl_to_dense(&sample, None, &()).unwrap();
+        lm.set_kv_precision(KvPrecision::Int8);
+        let rounded = lm.kl_to_dense(&sample, None, &()).unwrap();
+        assert!(exact.abs() < 1e-9 && rounded > 1e-9, "{exact} {rounded}");
     }
 }

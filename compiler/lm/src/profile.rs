@@ -3,12 +3,12 @@
 //! Each layer is recomputed from what was saved: no attention output, no score and no MLP activation outlives
 //! its layer, so memory is O(layers * N * hidden) and one layer's worth. Only activations have gradients.
 
-use crate::lm::{Run, Saved};
+use crate::lm::{Mid, Run, Saved};
 use crate::observer::{Observer, Phase, Step, check};
 use crate::weights::LayerWeights;
 use crate::{
-    AttentionBackward, BlockMaps, Device, Influence, LayerInfluence, Lm, LmError, ProfileOptions,
-    Result, Sample, Turn,
+    AttentionBackward, BlockMaps, Device, Estimator, Influence, Keep, LayerInfluence, Lm, LmError,
+    ProfileOptions, Result, Sample, Turn,
 };
 
 impl<D: Device> Lm<D> {
@@ -49,7 +49,7 @@ impl<D: Device> Lm<D> {
         let (loss, d_x) = self.loss_at(&x, &loss_rows, observer, true)?;
         let mut d_x = match d_x {
             Some(d_x) => d_x,
-            None => self.device.zeros(self.device.len(&x))?,
+            None => self.device.zeros(self.device.len(&x), Keep::Full)?,
         };
         drop(x);
 
@@ -58,7 +58,7 @@ impl<D: Device> Lm<D> {
         while let Some(inputs) = saved.pop() {
             check(observer)?;
             let index = saved.len();
-            let (d_input, influence) = self.layer_backward(index, &run, &inputs, d_x, options)?;
+            let (d_input, influence) = self.layer_backward(index, &run, inputs, d_x, options)?;
             d_x = d_input;
             layers.push(influence);
             observer.step(Step {
@@ -68,7 +68,14 @@ impl<D: Device> Lm<D> {
             });
         }
         layers.reverse();
-        Ok((self.assemble(sample.ids.len(), loss, layers, options), d_x))
+        let influence = self.assemble(sample.ids.len(), loss, layers, options);
+        let curves = influence.curves.iter().flatten();
+        if !loss.is_finite() || curves.into_iter().any(|cost| !cost.is_finite()) {
+            return Err(LmError::NotFinite {
+                device: self.device.label(),
+            });
+        }
+        Ok((influence, d_x))
     }
 
     /// A layer's backward: from the gradient of its output to that of its input.
@@ -76,40 +83,45 @@ impl<D: Device> Lm<D> {
         &self,
         index: usize,
         run: &Run<'_, D::Buffer>,
-        saved: &Saved<D::Buffer>,
+        saved: Saved<D::Buffer>,
         d_output: D::Buffer,
         options: &ProfileOptions<'_>,
     ) -> Result<(D::Buffer, LayerInfluence)> {
-        let layer = &self.weights.layers[index];
-        let d_mid = self.mlp_backward(layer, &saved.mid, d_output)?;
-
-        let device = &self.device;
-        let d_o = device.matmul_backward(&d_mid, &layer.o, None)?;
-        let qkv = self.project(layer, &saved.input, &run.rope)?;
+        let (layer, device) = (&self.weights.layers[index], &self.device);
+        let Saved { input, attended } = saved;
+        let (Mid { x: mid, lse }, early) = match attended {
+            Some(attended) => (attended, None),
+            None => {
+                let qkv = self.project(layer, &input, &run.rope)?;
+                let x = device.copy(&input)?;
+                (self.attention(layer, index, run, &qkv, x, None)?, Some(qkv))
+            }
+        };
+        let d_mid = self.mlp_backward(layer, mid, d_output)?;
+        let d_o = device.matmul_backward(&d_mid, &layer.o, None, Keep::Working)?;
+        let qkv = match early {
+            Some(qkv) => qkv,
+            None => self.project(layer, &input, &run.rope)?,
+        };
         let gradients = device.attention_backward(&AttentionBackward {
             shape: self.shape,
             projected: qkv.at(run.start),
             masks: run.masks.layer(index),
-            lse: &saved.lse,
+            lse: &lse,
             d_o: &d_o,
             grid: options.grid,
             blocks: options.blocks.map(|block| block as usize),
         })?;
-        drop((qkv, d_o));
+        drop((qkv, d_o, lse));
         let (mut d_q, mut d_k) = (gradients.d_q, gradients.d_k);
         device.rope(&mut d_q, self.shape.heads, &run.rope, Turn::Backward)?;
         device.rope(&mut d_k, self.shape.kv_heads, &run.rope, Turn::Backward)?;
-        let d_h = device.matmul_backward(&d_q, &layer.q, None)?;
-        let d_h = device.matmul_backward(&d_k, &layer.k, Some(d_h))?;
-        let d_h = device.matmul_backward(&gradients.d_v, &layer.v, Some(d_h))?;
+        let d_h = device.matmul_backward(&d_q, &layer.q, None, Keep::Full)?;
+        let d_h = device.matmul_backward(&d_k, &layer.k, Some(d_h), Keep::Full)?;
+        let d_h = device.matmul_backward(&gradients.d_v, &layer.v, Some(d_h), Keep::Full)?;
         let eps = self.config.rms_norm_eps;
-        let d_input = device.rms_norm_backward(
-            &saved.input,
-            &layer.attention_norm,
-            &d_h,
-            eps,
-            Some(d_mid),
-        )?;
+        let d_input =
+            device.rms_norm_backward(&input, &layer.attention_norm, &d_h, eps, Some(d_mid))?;
         Ok((d_input, gradients.influence))
     }
 
@@ -117,21 +129,23 @@ impl<D: Device> Lm<D> {
     fn mlp_backward(
         &self,
         layer: &LayerWeights<D::Buffer>,
-        mid: &D::Buffer,
+        mid: D::Buffer,
         d_output: D::Buffer,
     ) -> Result<D::Buffer> {
         let device = &self.device;
-        let h = self.norm(mid, &layer.ffn_norm)?;
-        let gate = device.matmul(&h, &layer.gate, None)?;
-        let up = device.matmul(&h, &layer.up, None)?;
+        let h = self.norm(&mid, &layer.ffn_norm)?;
+        let gate = device.matmul(&h, &layer.gate, None, Keep::Working)?;
+        let up = device.matmul(&h, &layer.up, None, Keep::Working)?;
         drop(h);
-        let d_act = device.matmul_backward(&d_output, &layer.down, None)?;
+        let d_act = device.matmul_backward(&d_output, &layer.down, None, Keep::Working)?;
         let (d_gate, d_up) = device.swiglu_backward(gate, up, &d_act)?;
         drop(d_act);
-        let d_h = device.matmul_backward(&d_gate, &layer.gate, None)?;
-        let d_h = device.matmul_backward(&d_up, &layer.up, Some(d_h))?;
+        let d_h = device.matmul_backward(&d_gate, &layer.gate, None, Keep::Full)?;
+        drop(d_gate);
+        let d_h = device.matmul_backward(&d_up, &layer.up, Some(d_h), Keep::Full)?;
+        drop(d_up);
         device.rms_norm_backward(
-            mid,
+            &mid,
             &layer.ffn_norm,
             &d_h,
             self.config.rms_norm_eps,
@@ -139,7 +153,7 @@ impl<D: Device> Lm<D> {
         )
     }
 
-    /// Puts the layers' shares one after another.
+    /// Puts the layers' shares one after another, and takes the device's gradient scale off.
     fn assemble(
         &self,
         len: usize,
@@ -160,13 +174,19 @@ impl<D: Device> Lm<D> {
                 signed: Vec::new(),
             }),
         };
+        let once = 1.0 / self.device.gradient_scale();
         for layer in layers {
-            for (all, curve) in influence.curves.iter_mut().zip(layer.curves) {
-                all.extend(curve);
+            for (estimator, curve) in Estimator::ALL.into_iter().zip(layer.curves) {
+                let scale = match estimator {
+                    Estimator::JointSquare => once * once,
+                    _ => once,
+                };
+                influence.curves[estimator.index()].extend(curve.iter().map(|cost| cost * scale));
             }
             if let Some(maps) = &mut influence.maps {
-                maps.abs.extend(layer.abs);
-                maps.signed.extend(layer.signed);
+                maps.abs.extend(layer.abs.iter().map(|sum| sum * once));
+                maps.signed
+                    .extend(layer.signed.iter().map(|sum| sum * once));
             }
         }
         influence

@@ -134,7 +134,7 @@ impl Sampler {
 }
 
 /// The smallest id with the largest logit.
-fn argmax(logits: &[f32]) -> u32 {
+pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = (0, f32::NEG_INFINITY);
     for (id, &logit) in (0..).zip(logits) {
         if logit > best.1 {

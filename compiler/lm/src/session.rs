@@ -7,7 +7,7 @@ use moa_mask::{KvBytes, ModelMasks, PREFILL_CHUNK, RingLayout, SLACK, memory};
 
 use crate::lm::count;
 use crate::observer::{Observer, Phase, Step, check};
-use crate::{Device, KvCache, Lm, LmError, Result};
+use crate::{Device, Keep, KvCache, Lm, LmError, Result};
 
 /// A model with a past, at a declared context length.
 #[derive(Debug)]
@@ -29,9 +29,12 @@ impl<D: Device> Lm<D> {
     pub fn session(&self, masks: Option<&ModelMasks>, context: u32) -> Result<Session<'_, D>> {
         let masks = self.masks(masks)?.clone();
         // Also refuses a context of zero.
-        self.config
-            .kv_shape()
-            .kv_bytes(&masks, context, PREFILL_CHUNK, size_of::<f32>() as u64)?;
+        self.config.kv_shape().kv_bytes(
+            &masks,
+            context,
+            PREFILL_CHUNK,
+            self.device.value_bytes(Keep::Working),
+        )?;
         let mut caches = Vec::with_capacity(masks.layers());
         for layer in 0..masks.layers() {
             let heads = masks.layer(layer);
@@ -43,8 +46,8 @@ impl<D: Device> Lm<D> {
                     .map(|&mask| RingLayout::new(mask, context, SLACK))
                     .collect(),
                 slot_offsets: offsets.into_iter().map(|offset| offset as usize).collect(),
-                k: self.device.zeros(values)?,
-                v: self.device.zeros(values)?,
+                k: self.device.zeros(values, Keep::Working)?,
+                v: self.device.zeros(values, Keep::Working)?,
             });
         }
         Ok(Session {
@@ -75,9 +78,9 @@ impl<D: Device> Session<'_, D> {
         self.context
     }
 
-    /// Bytes of keys and values, f32, slack and chunk included.
+    /// Bytes of keys and values as the device keeps them, slack and chunk included.
     pub fn kv_bytes(&self) -> Result<KvBytes> {
-        let bytes = size_of::<f32>() as u64;
+        let bytes = self.lm.device.value_bytes(Keep::Working);
         Ok(self
             .lm
             .config
@@ -157,8 +160,9 @@ impl<D: Device> Session<'_, D> {
         let run = lm.run(ids, self.len, &self.masks)?;
         let mut x = lm.embed(ids)?;
         for (index, (layer, cache)) in lm.weights.layers.iter().zip(&mut self.caches).enumerate() {
-            let (mid, _) = lm.attention(layer, index, &run, x, Some(cache))?;
-            x = lm.mlp(layer, mid)?;
+            let qkv = lm.project(layer, &x, &run.rope)?;
+            let mid = lm.attention(layer, index, &run, &qkv, x, Some(cache))?;
+            x = lm.mlp(layer, mid.x)?;
         }
         Ok(x)
     }

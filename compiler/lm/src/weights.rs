@@ -54,7 +54,7 @@ struct Loader<'a, D: Device> {
 }
 
 impl<D: Device> Loader<'_, D> {
-    fn tensor(&self, name: &str, rows: u32, cols: u32) -> Result<D::Buffer> {
+    fn values(&self, name: &str, rows: u32, cols: u32) -> Result<Vec<f32>> {
         let values = self.source.tensor_f32(name)?;
         let expected = u64::from(rows) * u64::from(cols);
         if values.len() as u64 != expected {
@@ -64,12 +64,19 @@ impl<D: Device> Loader<'_, D> {
                 expected,
             });
         }
-        self.device.upload(values)
+        Ok(values)
+    }
+
+    /// A norm's weight.
+    fn norm(&self, name: &str, dim: u32) -> Result<D::Buffer> {
+        self.device.upload(self.values(name, 1, dim)?)
     }
 
     fn linear(&self, name: &str, outputs: u32, inputs: u32) -> Result<Linear<D::Buffer>> {
         Ok(Linear {
-            weight: self.tensor(name, outputs, inputs)?,
+            weight: self
+                .device
+                .upload_weight(self.values(name, outputs, inputs)?)?,
             bias: None,
             outputs: outputs as usize,
             inputs: inputs as usize,
@@ -95,18 +102,18 @@ pub(crate) fn load<D: Device>(
             let mut linear =
                 loader.linear(&name(&format!("self_attn.{part}.weight")), outputs, hidden)?;
             if config.qkv_bias {
-                linear.bias =
-                    Some(loader.tensor(&name(&format!("self_attn.{part}.bias")), 1, outputs)?);
+                let bias = loader.values(&name(&format!("self_attn.{part}.bias")), 1, outputs)?;
+                linear.bias = Some(device.upload_weight(bias)?);
             }
             Ok(linear)
         };
         layers.push(LayerWeights {
-            attention_norm: loader.tensor(&name("input_layernorm.weight"), 1, hidden)?,
+            attention_norm: loader.norm(&name("input_layernorm.weight"), hidden)?,
             q: projection("q_proj", q_dim)?,
             k: projection("k_proj", kv_dim)?,
             v: projection("v_proj", kv_dim)?,
             o: loader.linear(&name("self_attn.o_proj.weight"), hidden, q_dim)?,
-            ffn_norm: loader.tensor(&name("post_attention_layernorm.weight"), 1, hidden)?,
+            ffn_norm: loader.norm(&name("post_attention_layernorm.weight"), hidden)?,
             gate: loader.linear(&name("mlp.gate_proj.weight"), ffn, hidden)?,
             up: loader.linear(&name("mlp.up_proj.weight"), ffn, hidden)?,
             down: loader.linear(&name("mlp.down_proj.weight"), hidden, ffn)?,
@@ -120,7 +127,7 @@ pub(crate) fn load<D: Device>(
     Ok(Weights {
         embedding,
         layers,
-        final_norm: loader.tensor(FINAL_NORM, 1, hidden)?,
+        final_norm: loader.norm(FINAL_NORM, hidden)?,
         lm_head,
     })
 }

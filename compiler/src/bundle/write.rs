@@ -19,6 +19,8 @@ use crate::hint::Told;
 
 /// What goes into a bundle.
 pub(crate) struct WriteSpec<'a> {
+    /// The model's name, for people.
+    pub(crate) name: &'a str,
     pub(crate) checkpoint: &'a Checkpoint,
     /// The first is the default.
     pub(crate) plans: &'a [Plan],
@@ -127,7 +129,7 @@ fn fill(
         .map(|plan| plan.name.clone())
         .unwrap_or_default();
     let mut manifest = Manifest {
-        name: spec.checkpoint.name().to_owned(),
+        name: spec.name.to_owned(),
         model: config.clone(),
         tokenizer,
         default_plan,

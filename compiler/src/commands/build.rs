@@ -10,12 +10,13 @@ use serde_json::json;
 use crate::bundle::{Bundle, WriteSpec, check_target, write};
 use crate::cli::{Build, QuantChoice};
 use crate::files::sibling;
+use crate::hint::Told;
 use crate::interrupt;
 use crate::perplexity;
 use crate::pipeline::{self, Opened};
 use crate::plans;
 use crate::printer::{Printer, mib};
-use crate::profile::{SolveReport, SolveSpec, solve};
+use crate::search::{self, Job, Searched};
 
 pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
     let begun = Instant::now();
@@ -24,13 +25,17 @@ pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
     let opened = pipeline::open(&args.model, &args.profile, printer)?;
     let checkpoint = opened.checkpoint()?;
     let context = pipeline::context(args.solve.context, opened.source.config())?;
-    let (plan, solved) = match &args.plan {
-        Some(path) => (plans::read(path, opened.source.config())?, None),
+    let (plans, found) = match &args.plan {
+        Some(path) => (vec![plans::read(path, opened.source.config())?], Vec::new()),
         None => {
-            let (plan, report) = find_plan(args, &opened, context, &work, printer)?;
-            (plan, Some(report))
+            let found = find_plans(args, &opened, context, &work, printer)?;
+            let plans = found.iter().map(|one| one.plan.clone()).collect();
+            (plans, found)
         }
     };
+    let plan = plans
+        .first()
+        .ok_or_else(|| Told::new("--density is empty", "use for example --density 0.5"))?;
     let quant = args
         .quant
         .unwrap_or(if checkpoint.format() == moa_model::SourceFormat::Gguf {
@@ -42,10 +47,11 @@ pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
     let tensors = moa_format::tensors(checkpoint.config()).len();
     let bar = printer.bar("quantizing", tensors as u64);
     let spec = WriteSpec {
+        name: args.name.as_deref().unwrap_or(checkpoint.name()),
         checkpoint,
-        plans: std::slice::from_ref(&plan),
+        plans: &plans,
         quant,
-        provenance: provenance(&plan, &opened),
+        provenance: provenance(plan, &opened),
         cancel: interrupt::flag(),
     };
     let written = write(&args.out, &spec, &mut || bar.inc(1))?;
@@ -62,19 +68,24 @@ pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
         .manifest()
         .plans
         .iter()
-        .flat_map(|plan| plan.at.clone())
+        .flat_map(|plan| plan.at.iter().map(|at| (plan.name.clone(), *at)))
         .collect();
     let document = json!({
         "schema_version": 1,
         "out": args.out,
         "plan": plan.name,
         "plan_hash": plan.hash(),
-        "solve": solved,
+        "solve": found.first().map(|one| &one.report),
+        "plans": found,
         "weight_bytes": written.weight_bytes,
         "shards": written.shards,
         "max_error": written.max_error,
         "perplexity": perplexity,
-        "lengths": lengths,
+        "lengths": lengths
+            .iter()
+            .filter(|(name, _)| *name == plan.name)
+            .map(|(_, at)| at)
+            .collect::<Vec<_>>(),
         "secs": begun.elapsed().as_secs_f64(),
     });
     let mut text = format!(
@@ -85,9 +96,9 @@ pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
         written.shards,
         written.max_error,
     );
-    for at in &lengths {
+    for (name, at) in &lengths {
         text += &format!(
-            "\n  context {:6}: kv_density {:.4}, KV {:.1} MiB against {:.1} MiB dense",
+            "\n  {name}, context {:6}: kv_density {:.4}, KV {:.1} MiB against {:.1} MiB dense",
             at.context,
             at.kv_density,
             mib(at.cache_bytes + at.scratch_bytes),
@@ -99,35 +110,37 @@ pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn find_plan(
+fn find_plans(
     args: &Build,
     opened: &Opened,
     context: u32,
     work: &std::path::Path,
     printer: &Printer,
-) -> anyhow::Result<(Plan, SolveReport)> {
-    let spec = SolveSpec {
-        density: args.solve.density,
+) -> anyhow::Result<Vec<Searched>> {
+    let found = search::run(&Job {
+        opened,
+        profile: &args.profile,
+        solve: &args.solve,
+        search: &args.search,
+        how: args.how,
         context,
-        estimator: args.solve.estimator.into(),
-        max_rules_per_layer: args.solve.max_rules_per_layer,
-        time_limit_secs: args.solve.time_limit,
-        seed: args.profile.seed,
-    };
-    // A wish that no profile can fulfil is refused before minutes are spent on one.
-    pipeline::check_budget(&args.profile, opened.source.config(), &spec)?;
-    let curves = pipeline::profile(opened, &args.profile, context, None, work, printer)?;
-    let (plan, report) = solve(&curves, &spec)?;
-    printer.say(format!(
-        "solved in {:.1} s by {}: {}, gap {:.2e}, {} of {} rules in use",
-        report.secs,
-        report.solver,
-        report.status,
-        report.gap,
-        report.distinct_rules,
-        report.candidates
-    ));
-    Ok((plan, report))
+        work,
+        printer,
+    })?;
+    for one in &found {
+        let report = &one.report;
+        printer.say(format!(
+            "{} solved in {:.1} s by {}: {}, gap {:.2e}, {} of {} rules in use",
+            one.plan_name,
+            report.secs,
+            report.solver,
+            report.status,
+            report.gap,
+            report.distinct_rules,
+            report.candidates
+        ));
+    }
+    Ok(found)
 }
 
 fn provenance(plan: &Plan, opened: &Opened) -> Provenance {

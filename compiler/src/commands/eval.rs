@@ -1,72 +1,26 @@
-//! `eval`: plans compared on the same prompts by what the model writes, nothing given of the answer.
+//! `eval`: plans and baselines compared on the same prompts.
 
-use std::ops::ControlFlow;
+use std::path::Path;
 
-use moa_format::{ModelConfig, Plan};
-use moa_lm::{Cpu, GenerateOptions, Lm, Sampler, SamplerOptions, generate};
-use moa_mask::density::kv_density;
-use moa_mask::{HeadMask, ModelMasks};
-use moa_model::ChatTokenizer;
-use serde_json::json;
+use moa_mask::PREFILL_CHUNK;
+use serde_json::{Value, json};
 
 use crate::cli::Eval;
 use crate::device;
-use crate::evaluate::passkey::{self, MAX_NEW_TOKENS, PasskeyTrial};
+use crate::evaluate::{
+    Corpus, EvaluationPlan, Family, Method, Records, RowLog, Summary, Under, scorer_of,
+};
 use crate::hint::Told;
 use crate::interrupt;
-use crate::plans;
+use crate::pipeline::TOOL;
 use crate::printer::Printer;
 use crate::source::Source;
 
-/// What is compared.
-enum Method {
-    Dense,
-    Plan(Plan),
-    /// One window for all heads, with the kv_density of a plan.
-    Uniform(Plan),
-}
-
-impl Method {
-    fn parse(text: &str, source: &Source) -> anyhow::Result<Self> {
-        if text == plans::DENSE {
-            return Ok(Self::Dense);
-        }
-        let (uniform, wanted) = match text.strip_prefix("uniform:") {
-            Some(plan) => (true, plan),
-            None => (false, text),
-        };
-        match plans::resolve(source, Some(wanted))? {
-            Some(plan) if uniform => Ok(Self::Uniform(plan)),
-            Some(plan) => Ok(Self::Plan(plan)),
-            None => Ok(Self::Dense),
-        }
-    }
-
-    /// Masks at a declared context length. A uniform window gets at least the tokens that the plan's heads keep
-    /// on average: rounded up, to its advantage.
-    fn masks(&self, config: &ModelConfig, context: u32) -> anyhow::Result<ModelMasks> {
-        let (layers, kv_heads) = (config.layers as usize, config.kv_heads as usize);
-        match self {
-            Self::Dense => Ok(ModelMasks::dense(layers, kv_heads)),
-            Self::Plan(plan) => Ok(plan.masks(context)?),
-            Self::Uniform(plan) => {
-                let kept = kv_density(plan.masks(context)?.iter(), context) * f64::from(context);
-                let span = plan
-                    .grid()?
-                    .ceil_to_block(kept)
-                    .max(plan.grid()?.min_span());
-                Ok(ModelMasks::uniform(
-                    layers,
-                    kv_heads,
-                    HeadMask::from_span(span, plan.sink),
-                ))
-            }
-        }
-    }
-}
+/// Bytes of a cached value in the runtime: f16.
+const VALUE_BYTES: u64 = 2;
 
 pub(crate) fn run(args: &Eval, printer: &Printer) -> anyhow::Result<()> {
-    device::choose(args.device, printer)?;
+    let place = device::choose(args.device, printer)?;
     if args.trials == 0 || args.methods.is_empty() || args.lengths.is_empty() {
         return Err(Told::new(
             "there is nothing to evaluate",
@@ -75,105 +29,123 @@ pub(crate) fn run(args: &Eval, printer: &Printer) -> anyhow::Result<()> {
         .into());
     }
     let source = Source::open(&args.model)?;
-    let Some(tokenizer) = source.tokenizer() else {
-        return Err(Told::new(
-            "this model has no tokenizer",
-            "evaluation asks questions in words",
-        )
-        .into());
+    let (families, records) = suites(&args.suites)?;
+    let tokenizer = source.tokenizer();
+    let corpus = Corpus::open(
+        args.text.as_deref(),
+        tokenizer.map(|tokenizer| tokenizer as _),
+        source.config(),
+    )?;
+    let mut methods = Method::parse_all(&args.methods, &source)?;
+    // What the others are compared with comes first.
+    methods.sort_by_key(|method| !method.is_dense());
+    let corpus_name = corpus.name();
+    let plan = EvaluationPlan {
+        tokenizer,
+        model: source.identity()?,
+        families,
+        records,
+        corpus,
+        lengths: args.lengths.clone(),
+        trials: args.trials,
+        methods,
+        context: args.context,
+        seed: args.seed,
     };
-    let methods = args
+    let mut log = RowLog::open(args.trials_out.as_deref())?;
+    if log.len() > 0 {
+        printer.say(format!("{} trials were run before", log.len()));
+    }
+    let model = device::load(place, &source, printer)?;
+    let cancel = interrupt::flag();
+    let scorer = scorer_of(&model, &source, cancel);
+    let rows = plan.run(&*scorer, &mut log, printer, cancel)?;
+    let names: Vec<String> = plan
         .methods
         .iter()
-        .map(|text| Ok((text.clone(), Method::parse(text, &source)?)))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let lm = device::load(&source, printer)?;
-    let bar = printer.bar(
-        "evaluating",
-        (args.lengths.len() * args.trials * methods.len()) as u64,
-    );
-    let mut cells = Vec::new();
-    let mut text = String::from("| method | length | kv_density | passkey |\n|---|---|---|---|\n");
-    for &length in &args.lengths {
-        let trials = passkey::trials(tokenizer, length, args.trials, args.seed)?;
-        for (name, method) in &methods {
-            let context = args.context.unwrap_or(length + MAX_NEW_TOKENS);
-            let masks = method.masks(source.config(), context)?;
-            let mut answers = Vec::with_capacity(trials.len());
-            for trial in &trials {
-                answers.push(answer(&lm, tokenizer, &masks, context, trial)?);
-                bar.inc(1);
-            }
-            let right = trials
-                .iter()
-                .zip(&answers)
-                .filter(|(trial, answer)| trial.is_right(answer))
-                .count();
-            let density = kv_density(masks.iter(), context);
-            text += &format!(
-                "| {name} | {length} | {density:.4} | {right}/{} |\n",
-                trials.len()
-            );
-            let rows: Vec<_> = trials
-                .iter()
-                .zip(&answers)
-                .map(|(trial, answer)| {
-                    json!({"number": trial.number, "depth": trial.depth, "answer": answer, "right": trial.is_right(answer)})
-                })
-                .collect();
-            cells.push(json!({
-                "suite": "passkey",
-                "method": name,
-                "length": length,
-                "context": context,
-                "kv_density": density,
-                "right": right,
-                "trials": rows,
-            }));
+        .map(|method| method.name.clone())
+        .collect();
+    let summary = Summary::of(&rows, &names, args.seed);
+    let mut memory = Vec::new();
+    for method in &plan.methods {
+        for context in rows
+            .iter()
+            .map(|row| row.context)
+            .collect::<std::collections::BTreeSet<_>>()
+        {
+            memory.push(costs(
+                &method.name,
+                &method.under(source.config(), context)?,
+                &source,
+            )?);
         }
     }
-    bar.finish_and_clear();
-    printer.result(
-        &json!({"schema_version": 1, "seed": args.seed, "cells": cells}),
-        text,
-    )?;
+    let document = json!({
+        "schema_version": 2,
+        "tool": TOOL,
+        "model": plan.model,
+        "device": scorer.device(),
+        "seed": args.seed,
+        "text": corpus_name,
+        "methods": memory,
+        "cells": summary.cells,
+        "contrasts": summary.contrasts,
+        "effective": summary.effective,
+    });
+    printer.result(&document, summary.tables())?;
     Ok(())
 }
 
-/// What the model writes, greedily.
-fn answer(
-    lm: &Lm<Cpu>,
-    tokenizer: &ChatTokenizer,
-    masks: &ModelMasks,
-    context: u32,
-    trial: &PasskeyTrial,
-) -> anyhow::Result<String> {
-    let mut session = lm.session(Some(masks), context)?;
-    let mut sampler = Sampler::new(SamplerOptions::GREEDY)?;
-    let options = GenerateOptions {
-        max_tokens: MAX_NEW_TOKENS as usize,
-        stop: &lm.config().eos,
-    };
-    let mut written: Vec<u32> = Vec::new();
-    let generated = generate(
-        &mut session,
-        &trial.ids,
-        &options,
-        &mut sampler,
-        interrupt::flag(),
-        &mut |id| {
-            written.push(id);
-            // A number that has ended decides the trial; what comes after changes nothing.
-            let decided = tokenizer.decode(&written, true).is_ok_and(|text| {
-                text.ends_with(|last: char| !last.is_ascii_digit() && last != ',')
-                    && trial.is_right(&text)
-            });
-            if decided {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
+/// What a method costs at a declared context.
+fn costs(name: &str, under: &Under, source: &Source) -> anyhow::Result<Value> {
+    let config = source.config();
+    let shape = config.kv_shape();
+    let int8 = under.kv == moa_lm::KvPrecision::Int8;
+    let value_bytes = if int8 { 1 } else { VALUE_BYTES };
+    let bytes = shape.kv_bytes(&under.masks, under.context, PREFILL_CHUNK, value_bytes)?;
+    // One f16 scale for the key and one for the value of every slot.
+    let slots = bytes.cache / shape.slot_bytes(value_bytes);
+    let scales = if int8 { slots * 4 } else { 0 };
+    Ok(json!({
+        "method": name,
+        "context": under.context,
+        "kv_density": moa_mask::density::kv_density(under.masks.iter(), under.context),
+        "attention_density": moa_mask::density::attention_density(under.masks.iter(), under.context),
+        "kv_bytes": bytes.total() + scales,
+        "dense_bytes": shape.dense_bytes(under.context, VALUE_BYTES),
+    }))
+}
+
+/// The suites of a list, and the records of the one that needs a file.
+fn suites(names: &[String]) -> anyhow::Result<(Vec<Family>, Option<Records>)> {
+    let mut families = Vec::new();
+    let mut records = None;
+    for name in names {
+        let family = if let Some(path) = name.strip_prefix("longbench:") {
+            if records.is_some() {
+                return Err(Told::new(
+                    "longbench is asked for twice",
+                    "put the records into one file, or run twice with the same --trials-out",
+                )
+                .into());
             }
-        },
-    )?;
-    Ok(tokenizer.decode(&generated.tokens, true)?)
+            records = Some(Records::open(Path::new(path))?);
+            Family::Longbench
+        } else {
+            let known = Family::BUILTIN
+                .into_iter()
+                .find(|family| family.name() == name);
+            known.ok_or_else(|| {
+                let all: Vec<&str> = Family::BUILTIN.iter().map(|family| family.name()).collect();
+                Told::new(
+                    format!("there is no suite `{name}`"),
+                    format!("choose among {}, longbench:FILE", all.join(", ")),
+                )
+            })?
+        };
+        if !families.contains(&family) {
+            families.push(family);
+        }
+    }
+    Ok((families, records))
 }

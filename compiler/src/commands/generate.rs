@@ -3,12 +3,14 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use moa_lm::{Sampler, SamplerOptions};
+use moa_format::Plan;
+use moa_lm::{Device, Lm, Sampler, SamplerOptions};
+use moa_mask::ModelMasks;
 use moa_model::{ChatTokenizer, Message};
 use serde_json::json;
 
 use crate::cli::Generate;
-use crate::device;
+use crate::device::{self, on};
 use crate::hint::Told;
 use crate::ids;
 use crate::interrupt;
@@ -17,7 +19,7 @@ use crate::printer::Printer;
 use crate::source::Source;
 
 pub(crate) fn run(args: &Generate, printer: &Printer) -> anyhow::Result<()> {
-    device::choose(args.device, printer)?;
+    let place = device::choose(args.device, printer)?;
     let source = Source::open(&args.model)?;
     let prompt = prompt(args, &source)?;
     let plan = plans::resolve(&source, args.plan.as_deref())?;
@@ -43,7 +45,38 @@ pub(crate) fn run(args: &Generate, printer: &Printer) -> anyhow::Result<()> {
         ));
     }
     let masks = plans::masks(plan.as_ref(), source.config(), context)?;
-    let lm = device::load(&source, printer)?;
+    let model = device::load(place, &source, printer)?;
+    let request = Request {
+        args,
+        source: &source,
+        prompt: &prompt,
+        plan: plan.as_ref(),
+        masks: &masks,
+        context,
+    };
+    on!(&model, lm => write(lm, &request, printer))
+}
+
+/// What is to be written on.
+struct Request<'a> {
+    args: &'a Generate,
+    source: &'a Source,
+    prompt: &'a [u32],
+    plan: Option<&'a Plan>,
+    masks: &'a ModelMasks,
+    context: u32,
+}
+
+/// Writes on, printing as tokens come.
+fn write<D: Device>(lm: &Lm<D>, request: &Request<'_>, printer: &Printer) -> anyhow::Result<()> {
+    let Request {
+        args,
+        source,
+        prompt,
+        plan,
+        masks,
+        context,
+    } = *request;
     let mut sampler = Sampler::new(SamplerOptions {
         temperature: args.temperature,
         top_k: args.top_k,
@@ -51,10 +84,10 @@ pub(crate) fn run(args: &Generate, printer: &Printer) -> anyhow::Result<()> {
         min_p: args.min_p,
         seed: args.seed,
     })?;
-    let mut session = lm.session(Some(&masks), context)?;
+    let mut session = lm.session(Some(masks), context)?;
     let cancel = interrupt::flag();
     let begun = Instant::now();
-    let mut logits = session.prefill_watched(&prompt, cancel)?;
+    let mut logits = session.prefill_watched(prompt, cancel)?;
     let prefill_secs = begun.elapsed().as_secs_f64();
     let begun = Instant::now();
     let mut tokens: Vec<u32> = Vec::new();
@@ -90,7 +123,7 @@ pub(crate) fn run(args: &Generate, printer: &Printer) -> anyhow::Result<()> {
         "tokens": tokens,
         "text": text,
         "finish_reason": finish,
-        "plan": plan.as_ref().map_or(plans::DENSE, |plan| plan.name.as_str()),
+        "plan": plan.map_or(plans::DENSE, |plan| plan.name.as_str()),
         "context": context,
         "prompt_tokens": prompt.len(),
         "prefill_secs": prefill_secs,

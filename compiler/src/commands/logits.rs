@@ -5,7 +5,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::json;
 
 use crate::cli::Logits;
-use crate::device;
+use crate::device::{self, on};
 use crate::files::write_atomic;
 use crate::ids;
 use crate::interrupt;
@@ -14,7 +14,7 @@ use crate::printer::Printer;
 use crate::source::Source;
 
 pub(crate) fn run(args: &Logits, printer: &Printer) -> anyhow::Result<()> {
-    device::choose(args.device, printer)?;
+    let place = device::choose(args.device, printer)?;
     let source = Source::open(&args.model)?;
     let ids = ids::read(&args.ids, source.config())?;
     let plan = match &args.plan {
@@ -25,9 +25,8 @@ pub(crate) fn run(args: &Logits, printer: &Printer) -> anyhow::Result<()> {
         .context
         .unwrap_or(u32::try_from(ids.len()).unwrap_or(u32::MAX));
     let masks = plans::masks(plan.as_ref(), source.config(), context)?;
-    let lm = device::load(&source, printer)?;
-    let logits = lm
-        .logits(&ids, Some(&masks), interrupt::flag())
+    let model = device::load(place, &source, printer)?;
+    let logits = on!(&model, lm => lm.logits(&ids, Some(&masks), interrupt::flag()))
         .context("cannot compute the logits")?;
     let bytes: Vec<u8> = logits
         .iter()

@@ -8,9 +8,9 @@ use serde_json::json;
 use crate::cli::Solve;
 use crate::files::{read_bounded, write_atomic};
 use crate::hint::Told;
-use crate::pipeline::DEFAULT_CONTEXT;
+use crate::pipeline::{DEFAULT_CONTEXT, solve_spec};
 use crate::printer::Printer;
-use crate::profile::{Curves, SolveSpec, solve};
+use crate::profile::{Curves, solve};
 
 const PROFILE_LIMIT: u64 = 4 << 30;
 
@@ -23,14 +23,15 @@ pub(crate) fn run(args: &Solve, printer: &Printer) -> anyhow::Result<()> {
             )
         })?;
     let longest = curves.lengths.keys().next_back().copied().unwrap_or(1024);
-    let spec = SolveSpec {
-        density: args.solve.density,
-        context: args.solve.context.unwrap_or(longest.max(DEFAULT_CONTEXT)),
-        estimator: args.solve.estimator.into(),
-        max_rules_per_layer: args.solve.max_rules_per_layer,
-        time_limit_secs: args.solve.time_limit,
-        seed: args.seed,
+    let [density] = args.solve.density[..] else {
+        return Err(Told::new(
+            "--density has several values",
+            "`solve` writes one plan; `build` takes several densities",
+        )
+        .into());
     };
+    let context = args.solve.context.unwrap_or(longest.max(DEFAULT_CONTEXT));
+    let spec = solve_spec(&args.solve, density, context, args.seed);
     let (plan, report) = solve(&curves, &spec)?;
     let text = plan.to_json()?;
     printer.say(format!(

@@ -90,7 +90,7 @@ impl Curves {
     }
 
     /// Mean over all samples of all kinds at one length.
-    fn mean(&self, length: &LengthCurves, estimator: usize, values: usize) -> Vec<f64> {
+    pub(crate) fn mean(&self, length: &LengthCurves, estimator: usize, values: usize) -> Vec<f64> {
         let total: u32 = length.kinds.values().map(|kind| kind.samples).sum();
         let mut mean = vec![0.0; values];
         for kind in length.kinds.values() {

@@ -2,9 +2,14 @@
 
 mod costs;
 mod curves;
+mod programme;
 mod run;
 mod solve;
 
+pub(crate) use costs::{CostSpec, Scale, costs, is_text};
 pub(crate) use curves::Curves;
+#[cfg(test)]
+pub(crate) use curves::{KindCurves, LengthCurves};
+pub(crate) use programme::{Chosen, Programme, plan_name};
 pub(crate) use run::{ProfileSpec, Profiler};
-pub(crate) use solve::{SolveReport, SolveSpec, check_budgets, solve};
+pub(crate) use solve::{SolveReport, SolveSpec, check_budgets, provenance, report, solve, table};

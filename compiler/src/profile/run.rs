@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use moa_format::{Plan, sha256_hex};
-use moa_lm::{Cpu, Estimator, Lm, LmError, LossKind, ProfileOptions};
+use moa_lm::{Estimator, LmError, LossKind, ProfileOptions};
 use moa_mask::{MaskGrid, ModelMasks};
 
 use super::curves::{BlockMaps, Curves, KindCurves, LengthCurves};
 use crate::calibrate::Sample;
+use crate::device::{Model, on};
 use crate::files::{FileError, read_bounded, write_atomic};
 use crate::hint::Told;
 use crate::printer::Printer;
@@ -37,7 +38,7 @@ pub(crate) struct ProfileSpec {
 
 /// A model with a place to remember samples.
 pub(crate) struct Profiler<'a> {
-    pub(crate) lm: &'a Lm<Cpu>,
+    pub(crate) lm: &'a Model,
     pub(crate) work: &'a Path,
     pub(crate) printer: &'a Printer,
     pub(crate) cancel: &'a AtomicBool,
@@ -72,7 +73,7 @@ impl Profiler<'_> {
             ));
         }
         let bar = self.printer.bar("profiling", total as u64);
-        let config = self.lm.config();
+        let config = on!(self.lm, lm => lm.config());
         let mut curves = Curves {
             layers: config.layers as usize,
             kv_heads: config.kv_heads as usize,
@@ -100,7 +101,7 @@ impl Profiler<'_> {
     }
 
     fn sample(&self, context: u32, sample: &Sample, spec: &ProfileSpec) -> anyhow::Result<Curves> {
-        let config = self.lm.config();
+        let config = on!(self.lm, lm => lm.config());
         let masks: Option<ModelMasks> = spec
             .at
             .as_ref()
@@ -114,7 +115,7 @@ impl Profiler<'_> {
         };
         let start = u32::try_from(sample.response_start)?;
         let input = moa_lm::Sample::new(sample.ids.clone(), start);
-        let influence = match self.lm.influence(&input, &options, self.cancel) {
+        let influence = match on!(self.lm, lm => lm.influence(&input, &options, self.cancel)) {
             Ok(influence) => influence,
             Err(LmError::Cancelled) => {
                 return Err(Told::new(
@@ -125,6 +126,16 @@ impl Profiler<'_> {
                     ),
                 )
                 .into());
+            }
+            // The device may be too small or gone: what is finished serves the next run, there or elsewhere.
+            Err(error @ (LmError::Device { .. } | LmError::NotFinite { .. })) => {
+                return Err(anyhow::Error::new(error).context(Told::new(
+                    format!("a sample of {} tokens could not be profiled", input.ids.len()),
+                    format!(
+                        "finished samples are kept in {}; run the same command again with --device cpu, or on a GPU with more free memory, to go on",
+                        self.work.display()
+                    ),
+                )));
             }
             Err(error) => return Err(error.into()),
         };

@@ -1,23 +1,31 @@
-//! The programme over a profile: candidates, budgets at every constrained length, and the plan that comes out.
+//! One plan from one profile: costs, budgets at every constrained length, and the plan that comes out.
 
 use std::collections::BTreeMap;
 
 use moa_format::{Plan, Provenance};
-use moa_lm::Estimator;
-use moa_mask::{HeadRule, MaskGrid};
-use moa_solve::{Budget, Infeasible, Options, Outcome, Problem, candidates};
+use moa_mask::MaskGrid;
 use serde::Serialize;
 
-use super::costs::costs;
+use super::costs::{CostSpec, costs};
 use super::curves::Curves;
+use super::programme::{Chosen, Programme, plan_name};
 use crate::hint::Told;
+
+/// Doublings of a weight before a bound on a kind is given up as out of reach.
+const DOUBLINGS: i32 = 16;
+const BISECTIONS: usize = 8;
 
 /// What is asked of the solver.
 #[derive(Debug, Clone)]
 pub(crate) struct SolveSpec {
     pub(crate) density: f64,
     pub(crate) context: u32,
-    pub(crate) estimator: Estimator,
+    pub(crate) cost: CostSpec,
+    /// No span below this many tokens.
+    pub(crate) min_span: Option<u32>,
+    /// A kind (or `task`, `text`), and how many times the least possible cost of it a plan may have: a constraint in
+    /// place of a sum.
+    pub(crate) hold: Option<(String, f64)>,
     pub(crate) max_rules_per_layer: Option<usize>,
     pub(crate) time_limit_secs: f64,
     pub(crate) seed: u64,
@@ -39,15 +47,42 @@ pub(crate) struct SolveReport {
     pub(crate) secs: f64,
 }
 
-/// Lengths whose density is bounded: 1k, 2k, 4k and so on up to the declared context, and the context itself.
-fn constrained(context: u32) -> Vec<u32> {
-    let mut lengths: Vec<u32> = (0..32)
-        .map(|power| 1024_u32.saturating_mul(1 << power.min(21)))
-        .take_while(|&length| length < context)
-        .collect();
-    lengths.push(context);
-    lengths.dedup();
-    lengths
+impl SolveSpec {
+    /// The programme over profiles at `profiled`.
+    pub(crate) fn programme(
+        &self,
+        shape: (usize, usize),
+        grid: MaskGrid,
+        profiled: &[u32],
+    ) -> Programme {
+        Programme {
+            max_rules_per_layer: self.max_rules_per_layer,
+            time_limit_secs: self.time_limit_secs,
+            seed: self.seed,
+            ..Programme::new(shape, grid, profiled, self.context, self.min_span)
+        }
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        if !(self.density > 0.0 && self.density <= 1.0) {
+            return Err(Told::new(
+                format!(
+                    "--density is {}, expected more than 0 and at most 1",
+                    self.density
+                ),
+                "use for example --density 0.5",
+            )
+            .into());
+        }
+        if self.context == 0 {
+            return Err(Told::new(
+                "--context is 0, expected at least 1",
+                "use for example --context 8192",
+            )
+            .into());
+        }
+        Ok(())
+    }
 }
 
 /// Refuses budgets that no plan meets, without any curves.
@@ -58,174 +93,227 @@ pub(crate) fn check_budgets(
     grid: MaskGrid,
     spec: &SolveSpec,
 ) -> anyhow::Result<()> {
-    check(spec)?;
-    let lengths = constrained(spec.context);
-    let rules = candidates(profiled, &lengths, grid);
-    let problem = Problem {
-        layers: 1,
-        kv_heads: 1,
-        costs: vec![0.0; rules.len()],
-        budgets: budgets(&lengths, spec.density),
-        candidates: rules,
-        grid,
-        max_rules_per_layer: None,
-    };
+    spec.check()?;
+    let mut programme = spec.programme((1, 1), grid, profiled);
+    programme.max_rules_per_layer = None;
     // A single head cannot mix rules; only a budget below the smallest span is certain to fail for all.
-    match moa_solve::solve(&problem, &Options::default())? {
-        Outcome::Infeasible {
-            reason: reason @ Infeasible::Budget { .. },
-        } => Err(infeasible(reason, spec)),
+    match programme.solve(&vec![0.0; programme.rules.len()], spec.density) {
+        Err(error)
+            if error.chain().any(|cause| {
+                matches!(
+                    cause.downcast_ref::<moa_solve::Infeasible>(),
+                    Some(moa_solve::Infeasible::Budget { .. })
+                )
+            }) =>
+        {
+            Err(error)
+        }
         _ => Ok(()),
     }
 }
 
-fn check(spec: &SolveSpec) -> anyhow::Result<()> {
-    if !(spec.density > 0.0 && spec.density <= 1.0) {
-        return Err(Told::new(
-            format!(
-                "--density is {}, expected more than 0 and at most 1",
-                spec.density
-            ),
-            "use for example --density 0.5",
-        )
-        .into());
-    }
-    if spec.context == 0 {
-        return Err(Told::new(
-            "--context is 0, expected at least 1",
-            "use for example --context 8192",
-        )
-        .into());
-    }
-    Ok(())
-}
-
-fn budgets(lengths: &[u32], density: f64) -> Vec<Budget> {
-    lengths
-        .iter()
-        .map(|&context| Budget {
-            context,
-            kv_density: density,
-        })
-        .collect()
-}
-
-fn infeasible(reason: Infeasible, spec: &SolveSpec) -> anyhow::Error {
-    anyhow::Error::new(reason).context(Told::new(
-        format!("no plan has a kv_density of {} or less", spec.density),
-        "raise --density, or lower --sink and --block",
-    ))
-}
-
 /// Chooses one rule per KV head.
 pub(crate) fn solve(curves: &Curves, spec: &SolveSpec) -> anyhow::Result<(Plan, SolveReport)> {
-    check(spec)?;
+    spec.check()?;
     let profiled: Vec<u32> = curves.lengths.keys().copied().collect();
-    let lengths = constrained(spec.context);
-    let rules: Vec<HeadRule> = candidates(&profiled, &lengths, curves.grid);
-    let problem = Problem {
-        layers: curves.layers,
-        kv_heads: curves.kv_heads,
-        costs: costs(curves, spec.estimator, &rules, &lengths),
-        budgets: budgets(&lengths, spec.density),
-        candidates: rules,
-        grid: curves.grid,
-        max_rules_per_layer: spec.max_rules_per_layer,
+    let programme = spec.programme((curves.layers, curves.kv_heads), curves.grid, &profiled);
+    let chosen = match &spec.hold {
+        None => programme.solve(&table(curves, &spec.cost, &programme), spec.density)?,
+        Some((kind, factor)) => hold(curves, spec, &programme, kind, *factor)?,
     };
-    let options = Options {
-        time_limit_secs: spec.time_limit_secs,
-        seed: spec.seed,
-        ..Options::default()
+    let plan = programme.plan(
+        chosen.rules(),
+        &plan_name(spec.density),
+        provenance(curves, spec, &programme, &chosen),
+    );
+    let report = report(&programme, &chosen);
+    Ok((plan, report))
+}
+
+/// Costs of a programme's rules.
+pub(crate) fn table(curves: &Curves, spec: &CostSpec, programme: &Programme) -> Vec<f64> {
+    costs(curves, spec, &programme.rules, &programme.lengths)
+}
+
+/// The cheapest plan whose cost on one kind is at most `factor` times the least possible one at the same budget: the
+/// weight of that kind is raised until it is, and then lowered as far as that holds.
+fn hold(
+    curves: &Curves,
+    spec: &SolveSpec,
+    programme: &Programme,
+    kind: &str,
+    factor: f64,
+) -> anyhow::Result<Chosen> {
+    let only = CostSpec {
+        kinds: BTreeMap::from([
+            ("task".to_owned(), f64::from(u8::from(kind == "task"))),
+            ("text".to_owned(), f64::from(u8::from(kind == "text"))),
+            (kind.to_owned(), 1.0),
+        ]),
+        ..spec.cost.clone()
     };
-    let (status, solution) = match moa_solve::solve(&problem, &options)? {
-        Outcome::Optimal(solution) => ("optimal", solution),
-        Outcome::Feasible { solution, .. } => ("feasible", solution),
-        Outcome::Infeasible { reason } => return Err(infeasible(reason, spec)),
+    let held = table(curves, &only, programme);
+    let rules = programme.rules.len();
+    let cost = |chosen: &Chosen| -> f64 {
+        held.chunks_exact(rules)
+            .zip(chosen.rules())
+            .map(|(costs, &rule)| costs[rule])
+            .sum()
     };
-    let rules: Vec<Vec<HeadRule>> = solution
-        .rule_of_head
-        .chunks(curves.kv_heads)
-        .map(|layer| layer.iter().map(|&rule| problem.candidates[rule]).collect())
-        .collect();
+    let least = programme.solve(&held, spec.density)?;
+    let bound = cost(&least) + cost(&least).abs() * (factor - 1.0);
+    let weighed = |weight: f64| -> anyhow::Result<Chosen> {
+        let mut of = spec.cost.clone();
+        of.kinds.insert(kind.to_owned(), weight);
+        programme.solve(&table(curves, &of, programme), spec.density)
+    };
+    let (mut low, mut high) = (0.0, 1.0);
+    let mut best = None;
+    for _ in 0..DOUBLINGS {
+        let chosen = weighed(high)?;
+        if cost(&chosen) <= bound {
+            best = Some(chosen);
+            break;
+        }
+        low = high;
+        high *= 2.0;
+    }
+    let Some(mut best) = best else {
+        return Ok(least);
+    };
+    for _ in 0..BISECTIONS {
+        let middle = (low + high) / 2.0;
+        let chosen = weighed(middle)?;
+        if cost(&chosen) <= bound {
+            (best, high) = (chosen, middle);
+        } else {
+            low = middle;
+        }
+    }
+    Ok(best)
+}
+
+/// What a plan says of where it came from.
+pub(crate) fn provenance(
+    curves: &Curves,
+    spec: &SolveSpec,
+    programme: &Programme,
+    chosen: &Chosen,
+) -> Provenance {
+    let text = |key: &str| curves.metadata.get(key).cloned();
+    let solution = &chosen.solution;
+    Provenance {
+        tool: Some(crate::pipeline::TOOL.into()),
+        seed: text("seed").and_then(|seed| seed.parse().ok()),
+        base_model: text("base_model"),
+        license: text("license"),
+        source_sha256: text("source_sha256"),
+        calibration_sha256: text("calibration_sha256"),
+        estimator: Some(spec.cost.estimator.name().to_owned()),
+        lengths: curves.lengths.keys().copied().collect(),
+        budgets: programme
+            .lengths
+            .iter()
+            .map(|&length| (length, spec.density))
+            .collect(),
+        notes: BTreeMap::from([
+            ("solver".to_owned(), solution.solver.to_owned()),
+            ("status".to_owned(), chosen.status.to_owned()),
+            ("gap".to_owned(), format!("{:.2e}", solution.gap)),
+            ("objective".to_owned(), format!("{:.9}", solution.objective)),
+        ]),
+    }
+}
+
+/// What the solver did.
+pub(crate) fn report(programme: &Programme, chosen: &Chosen) -> SolveReport {
+    let solution = &chosen.solution;
     let mut distinct = solution.rule_of_head.clone();
     distinct.sort_unstable();
     distinct.dedup();
-    let budgets: BTreeMap<u32, f64> = lengths
-        .iter()
-        .map(|&length| (length, spec.density))
-        .collect();
-    let notes = BTreeMap::from([
-        ("solver".to_owned(), solution.solver.to_owned()),
-        ("status".to_owned(), status.to_owned()),
-        ("gap".to_owned(), format!("{:.2e}", solution.gap)),
-        ("objective".to_owned(), format!("{:.9}", solution.objective)),
-    ]);
-    let text = |key: &str| curves.metadata.get(key).cloned();
-    let plan = Plan {
-        name: plan_name(spec.density),
-        sink: curves.grid.sink(),
-        block: curves.grid.block(),
-        rules,
-        provenance: Provenance {
-            tool: Some(crate::pipeline::TOOL.into()),
-            seed: text("seed").and_then(|seed| seed.parse().ok()),
-            base_model: text("base_model"),
-            license: text("license"),
-            source_sha256: text("source_sha256"),
-            calibration_sha256: text("calibration_sha256"),
-            estimator: Some(spec.estimator.name().to_owned()),
-            lengths: profiled,
-            budgets,
-            notes,
-        },
-    };
-    let kv_density = lengths
-        .iter()
-        .map(|&length| {
-            Ok((
-                length,
-                moa_mask::density::kv_density(plan.masks(length)?.iter(), length),
-            ))
-        })
-        .collect::<Result<BTreeMap<u32, f64>, moa_format::FormatError>>()?;
-    let report = SolveReport {
-        status,
+    SolveReport {
+        status: chosen.status,
         solver: solution.solver,
         objective: solution.objective,
         bound: solution.bound,
         gap: solution.gap,
-        candidates: problem.candidates.len(),
+        candidates: programme.rules.len(),
         distinct_rules: distinct.len(),
-        kv_density,
+        kv_density: programme.densities(chosen.rules()),
         secs: solution.secs,
-    };
-    Ok((plan, report))
-}
-
-/// `moa-50` for half the cache.
-fn plan_name(density: f64) -> String {
-    let percent = format!("{:.2}", density * 100.0);
-    format!(
-        "moa-{}",
-        percent.trim_end_matches('0').trim_end_matches('.')
-    )
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use moa_lm::Estimator;
+
+    use super::super::curves::{KindCurves, LengthCurves};
     use super::*;
 
     #[test]
-    fn lengths_double_up_to_the_context() {
-        assert_eq!(constrained(8192), [1024, 2048, 4096, 8192]);
-        assert_eq!(constrained(5000), [1024, 2048, 4096, 5000]);
-        assert_eq!(constrained(512), [512]);
-        assert_eq!(constrained(u32::MAX).len(), 23);
-    }
-
-    #[test]
-    fn plans_are_named_by_density() {
-        assert_eq!(plan_name(0.5), "moa-50");
-        assert_eq!(plan_name(0.125), "moa-12.5");
+    fn a_held_kind_costs_no_more_than_it_may() {
+        // Eight heads: tasks need the first four, text the last four, at the same strength; half the cache for all.
+        let grid = MaskGrid::new(16, 16).unwrap();
+        let kind = |first: f64, last: f64| KindCurves {
+            samples: 1,
+            mean: vec![
+                (0..8)
+                    .flat_map(|head| {
+                        let need = if head < 4 { first } else { last };
+                        (0..64).map(move |bin| {
+                            need * f64::from(63 - bin) * (1.0 + 0.01 * f64::from(head))
+                        })
+                    })
+                    .collect();
+                Estimator::ALL.len()
+            ],
+        };
+        let kinds = BTreeMap::from([
+            ("needle".to_owned(), kind(4.0, 0.1)),
+            ("prose".to_owned(), kind(0.1, 1.0)),
+        ]);
+        let curves = Curves {
+            layers: 4,
+            kv_heads: 2,
+            grid,
+            lengths: BTreeMap::from([(
+                1024,
+                LengthCurves {
+                    kinds,
+                    blocks: None,
+                },
+            )]),
+            metadata: BTreeMap::new(),
+        };
+        let spec = |hold| SolveSpec {
+            density: 0.5,
+            context: 1024,
+            cost: CostSpec::new(Estimator::JointSigned),
+            min_span: None,
+            hold,
+            max_rules_per_layer: None,
+            time_limit_secs: 10.0,
+            seed: 0,
+        };
+        let text_share = |plan: &Plan| -> f64 {
+            let spans: Vec<f64> = plan
+                .masks(1024)
+                .unwrap()
+                .iter()
+                .map(|mask| f64::from(mask.span().min(1024)))
+                .collect();
+            spans[4..].iter().sum::<f64>() / spans.iter().sum::<f64>()
+        };
+        let (free, _) = solve(&curves, &spec(None)).unwrap();
+        let mut last = text_share(&free);
+        for factor in [3.0, 1.5, 1.05] {
+            let (held, report) = solve(&curves, &spec(Some(("text".into(), factor)))).unwrap();
+            let share = text_share(&held);
+            assert!(share >= last - 1e-9, "{share} after {last}");
+            assert!(report.kv_density[&1024] <= 0.5 + 1e-9);
+            last = share;
+        }
+        assert!(last > 0.85, "{last}");
     }
 }

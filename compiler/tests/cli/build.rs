@@ -22,6 +22,7 @@ fn build(folder: &Path, out: &str, calibration: &str) -> std::process::Output {
         "--block=16".as_ref(),
         "--density=0.5".as_ref(),
         "--quant=keep".as_ref(),
+        "--name=Tiny Llama".as_ref(),
     ])
 }
 
@@ -50,6 +51,7 @@ fn a_bundle_is_verified_inspected_and_runs() {
         "--json".as_ref(),
     ])))
     .unwrap();
+    assert_eq!(document["name"], "Tiny Llama");
     let plans = document["plans"].as_array().unwrap();
     assert!(!plans.is_empty());
     for length in plans[0]["lengths"].as_array().unwrap() {

@@ -4,6 +4,7 @@
 
 mod build;
 mod damage;
+mod eval;
 mod usage;
 
 use std::ffi::OsStr;

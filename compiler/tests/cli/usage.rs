@@ -7,7 +7,8 @@ fn help_is_data_and_ends_well() {
     let output = moa(["--help"]);
     assert_eq!(output.status.code(), Some(0));
     for command in [
-        "build", "profile", "solve", "inspect", "verify", "generate", "logits", "eval",
+        "build", "profile", "solve", "inspect", "verify", "generate", "logits", "eval", "search",
+        "study", "report",
     ] {
         assert!(
             stdout(&output).contains(command),

@@ -255,31 +255,31 @@ fn gates_with_their_projections_equal_their_twin() {
         for (index, (rows, cols)) in [(1, 32), (7, 96), (41, 576), (64, 2080), (13, ragged)]
             .into_iter()
             .enumerate()
-        let kind = VectorType::ALL[index % 2];
-        let mut random = Random::new(u64::from(rows * cols));
-        let mut file = File::default();
-        let (norm_at, norm_weight) = file.vector(kind, &norm_weights(&mut random, cols));
-        let (gate_at, gate_scales_at, gate) = file.matrix(&mut random, weight, rows, cols);
-        let (up_at, up_scales_at, up) = file.matrix(&mut random, weight, rows, cols);
-        let x = random.spiked(cols as usize, 1.0);
-        let params = GateUpParams {
-            gate_at,
-            gate_scales_at,
-            up_at,
-            up_scales_at,
-            norm_at,
-            cols,
-            eps: EPS,
-            rows,
-            row_offset: 2,
-            ..GateUpParams::default()
-        };
-        let norm = Norm {
-            weight: &norm_weight,
-            eps: EPS.into(),
-        };
-        let expected = gate_up(&x, norm, &gate, &up);
         {
+            let kind = VectorType::ALL[index % 2];
+            let mut random = Random::new(u64::from(rows * cols));
+            let mut file = File::default();
+            let (norm_at, norm_weight) = file.vector(kind, &norm_weights(&mut random, cols));
+            let (gate_at, gate_scales_at, gate) = file.matrix(&mut random, weight, rows, cols);
+            let (up_at, up_scales_at, up) = file.matrix(&mut random, weight, rows, cols);
+            let x = random.spiked(cols as usize, 1.0);
+            let params = GateUpParams {
+                gate_at,
+                gate_scales_at,
+                up_at,
+                up_scales_at,
+                norm_at,
+                cols,
+                eps: EPS,
+                rows,
+                row_offset: 2,
+                ..GateUpParams::default()
+            };
+            let norm = Norm {
+                weight: &norm_weight,
+                eps: EPS.into(),
+            };
+            let expected = gate_up(&x, norm, &gate, &up);
             let lanes = Lanes::ALL[index % 3];
             let kernel = Kernel::GateUp {
                 weight,

@@ -238,7 +238,7 @@ fn draws_follow_the_distribution() {
     };
     let kept = kept(&penalized(&logits, &[], choice), choice);
     let total: f64 = kept.iter().map(|(_, weight)| f64::from(*weight)).sum();
-    let mut counts = vec![0u32; 40];
+    let mut counts = [0u32; 40];
     let draws = 1500;
     for position in 1..=draws {
         counts[run(&logits, &[], choice, position, &[0]) as usize] += 1;

@@ -6,6 +6,7 @@
 
 import { type ChatMessage, createEngine, type Engine, MoaError, type Manifest, probe } from "moa-runtime";
 
+import { PAGE_CACHE } from "./kept.js";
 import { Page } from "./page.js";
 
 const page = new Page();
@@ -19,6 +20,7 @@ async function start(): Promise<void> {
   const verdict = await probe();
   if (!verdict.ok) return page.problem(verdict.message, verdict.hint);
   try {
+    await keepPage();
     const context = address.searchParams.get("context");
     const plan = address.searchParams.get("plan");
     await offerPlans(plan);
@@ -27,11 +29,26 @@ async function start(): Promise<void> {
       ...(plan ? { plan } : {}),
       ...(context ? { contextLength: Number(context) } : {}),
       onProgress: (progress) => page.loading(progress),
+      onRecovery: ({ progress }) => page.recovering(progress),
     });
   } catch (error) {
     return page.failed(error);
   }
   page.ready(engine);
+}
+
+/** Has the page's own files kept, so that it opens without a network; the package keeps the model. */
+async function keepPage(): Promise<void> {
+  if (!navigator.serviceWorker) return;
+  try {
+    const { scope } = await navigator.serviceWorker.register("offline.js");
+    await navigator.serviceWorker.ready;
+    // What came before the worker was there.
+    const loaded = performance.getEntriesByType("resource").map(({ name }) => name);
+    await (await caches.open(PAGE_CACHE)).addAll(["./", ...new Set(loaded.filter((url) => url.startsWith(scope)))]);
+  } catch {
+    // Private windows refuse: the page then needs its server.
+  }
 }
 
 /** Fills the list of plans before the weights come. A manifest that cannot be read is the engine's to report. */
@@ -40,24 +57,43 @@ async function offerPlans(chosen: string | null): Promise<void> {
     .then((response) => response.json() as Promise<Manifest>)
     .catch(() => undefined);
   if (!manifest?.plans) return;
-  page.plans([...manifest.plans.map((plan) => plan.name), "dense"], chosen ?? manifest.default_plan, (name) => {
+  const plans = manifest.plans.map(({ name, at }) => ({ name, density: at.at(-1)?.kv_density ?? 1 }));
+  page.plans([...plans, { name: "dense", density: 1 }], chosen ?? manifest.default_plan, (name) => {
     address.searchParams.set("plan", name);
     location.assign(address);
   });
 }
 
-async function ask(text: string): Promise<void> {
+/** Asks `text` after the first `kept` messages; what came later is given up. */
+function ask(text: string, kept = messages.length): void {
   if (!engine || running) return;
+  messages = messages.slice(0, kept);
+  messages.push({ role: "user", content: text });
+  page.userTurn(text, messages.length - 1);
+  void answer(engine);
+}
+
+/** Another answer to the last question. */
+function retry(): void {
+  if (!engine || running) return;
+  if (messages.at(-1)?.role === "assistant") messages.pop();
+  if (messages.at(-1)?.role === "user") void answer(engine);
+}
+
+async function answer(engine: Engine): Promise<void> {
   const controller = (running = new AbortController());
   // A new conversation may begin while this answer is still being stopped.
   const conversation = messages;
-  conversation.push({ role: "user", content: text });
-  page.userTurn(text);
   const turn = page.assistantTurn();
+  const { temperature, longest, instructions } = page.settings();
+  const system: ChatMessage[] = instructions === "" ? [] : [{ role: "system", content: instructions }];
   let content = "";
   try {
     const stream = await engine.chat.completions.create(
-      { messages: conversation, stream: true, stream_options: { include_usage: true }, temperature: 0.6, top_p: 0.95, min_p: 0.05 },
+      {
+        messages: [...system, ...conversation], stream: true, stream_options: { include_usage: true },
+        max_tokens: longest, temperature, top_p: 0.9, min_p: 0.05,
+      },
       { signal: controller.signal, onProgress: (progress) => turn.progress(progress) },
     );
     for await (const chunk of stream) {
@@ -74,15 +110,14 @@ async function ask(text: string): Promise<void> {
       if (typed.code === "device-lost") page.failed(typed);
     }
   } finally {
-    // A question without any answer is not part of the conversation.
-    if (content === "") conversation.pop();
-    else conversation.push({ role: "assistant", content });
+    if (content !== "") conversation.push({ role: "assistant", content });
     running = undefined;
     turn.end();
   }
 }
 
-page.onSend((text) => void ask(text));
+page.onSend(ask);
+page.onRetry(retry);
 page.onStop(() => running?.abort());
 page.onClear(() => {
   running?.abort();

@@ -2,6 +2,8 @@
 
 import type { Engine, LoadProgress, MoaError, RequestProgress, Usage } from "moa-runtime";
 
+import { modelName } from "./names.js";
+
 function element<E extends HTMLElement>(id: string): E {
   const found = document.getElementById(id);
   if (!found) throw new Error(`the page has no element ${id}`);
@@ -30,13 +32,24 @@ export class Page {
   readonly #clear = element<HTMLButtonElement>("clear");
   readonly #conversation = element("conversation");
   readonly #status = element("status");
+  readonly #meter = element("meter");
+  readonly #hands = this.#meter.textContent ?? "";
+  readonly #temperature = element<HTMLInputElement>("temperature");
   #contextLength = 0;
+  #usedTokens = 0;
+  /** Index of the message that is being edited. */
+  #editing: number | undefined;
+  #retry: () => void = () => undefined;
 
   // Start
 
-  plans(names: readonly string[], chosen: string, onChoose: (name: string) => void): void {
+  plans(plans: readonly { name: string; density: number }[], chosen: string, onChoose: (name: string) => void): void {
     const select = element<HTMLSelectElement>("plan");
-    select.replaceChildren(...names.map((name) => new Option(name, name, name === chosen, name === chosen)));
+    const options = plans.map(({ name, density }) => {
+      const kept = density < 1 ? `${(100 * density).toFixed(0)}% of keys` : "all keys";
+      return new Option(`${name}: ${kept}`, name, name === chosen, name === chosen);
+    });
+    select.replaceChildren(...options);
     select.addEventListener("change", () => onChoose(select.value));
     element("plan-choice").hidden = false;
   }
@@ -46,7 +59,14 @@ export class Page {
     const bar = element<HTMLProgressElement>("loading-bar");
     if (progress.phase === "download" || progress.phase === "ready") bar.value = progress.progress;
     else bar.removeAttribute("value");
-    element("loading-rate").textContent = progress.bytesPerSec > 0 ? `${mib(progress.bytesPerSec)}/s` : "";
+    const rate = progress.bytesPerSec > 0 ? `${mib(progress.bytesPerSec)}/s` : "";
+    const kept = progress.notKept ? `not kept: ${progress.notKept}` : "";
+    element("loading-rate").textContent = [rate, kept].filter(Boolean).join("; ");
+  }
+
+  /** The graphics device was lost; the package brings another. */
+  recovering(progress: LoadProgress | undefined): void {
+    this.#status.textContent = progress?.phase === "ready" ? "" : `The graphics device was lost. ${progress?.text ?? "Looking for another"}`;
   }
 
   ready(engine: Engine): void {
@@ -56,7 +76,12 @@ export class Page {
     element("loading").hidden = true;
     element("figures").hidden = false;
     element("welcome").hidden = false;
-    element("model-name").textContent = `${engine.modelName} on ${engine.adapter.name || "this device"}`;
+    const name = element("model-name");
+    name.textContent = `${modelName(engine.modelName)} on ${engine.adapter.name || "this device"}`;
+    name.title = engine.modelName;
+    document.title = `${modelName(engine.modelName)} · moa chat`;
+    element<HTMLDetailsElement>("heads").open = matchMedia("(min-width: 64rem)").matches;
+    this.#meterOf(engine);
     element("density").textContent = percent(plan.kvDensity);
     element("context").textContent = count(engine.contextLength);
     element("kv-bytes").textContent = mib(kv.total);
@@ -86,15 +111,26 @@ export class Page {
 
   // Conversation
 
-  userTurn(text: string): void {
+  /** The message at this place in the conversation. What came after it goes. */
+  userTurn(text: string, index: number): void {
     element("welcome").hidden = true;
     this.#clear.hidden = false;
-    this.#add("user", "You").querySelector(".text")!.textContent = text;
+    for (const turn of this.#conversation.querySelectorAll<HTMLElement>(".turn")) {
+      if (Number(turn.dataset.index) >= index) turn.remove();
+    }
+    const turn = this.#add("user", "You", index);
+    turn.querySelector(".text")!.textContent = text;
+    turn.append(this.#action("Edit", () => this.#edit(index, text)));
     this.#scroll();
   }
 
   assistantTurn(): AssistantTurn {
-    const turn = this.#add("assistant", "Model");
+    const index = this.#conversation.querySelectorAll(".turn.user").length * 2 - 1;
+    for (const old of this.#conversation.querySelectorAll<HTMLElement>(".turn.assistant")) {
+      old.querySelector("button")?.remove();
+      if (Number(old.dataset.index) >= index) old.remove();
+    }
+    const turn = this.#add("assistant", "Model", index);
     const text = turn.querySelector(".text")!;
     const note = turn.querySelector(".note")!;
     turn.classList.add("working");
@@ -137,6 +173,7 @@ export class Page {
         this.#status.textContent = "";
         this.#stop.hidden = true;
         this.#send.hidden = false;
+        if (turn.isConnected) turn.append(this.#action("Try again", () => this.#retry()));
         this.#prompt.focus({ preventScroll: true });
       },
     };
@@ -144,11 +181,25 @@ export class Page {
 
   // Hands
 
-  onSend(send: (text: string) => void): void {
+  /** What the person chose beside the message. */
+  settings(): { temperature: number; longest: number | null; instructions: string } {
+    const longest = Math.floor(element<HTMLInputElement>("longest").valueAsNumber);
+    return {
+      temperature: Number(this.#temperature.value),
+      longest: longest >= 1 ? longest : null,
+      instructions: element<HTMLTextAreaElement>("instructions").value.trim(),
+    };
+  }
+
+  /** `kept` is given where an earlier message is replaced: so many stay. */
+  onSend(send: (text: string, kept?: number) => void): void {
+    this.#temperature.addEventListener("input", () => (element("temperature-value").textContent = Number(this.#temperature.value).toFixed(1)));
     const submit = (text: string) => {
       if (text.trim() === "" || this.#send.disabled || this.#send.hidden) return;
-      this.#prompt.value = "";
-      send(text.trim());
+      const kept = this.#editing;
+      this.#edit(undefined, "");
+      if (kept === undefined) send(text.trim());
+      else send(text.trim(), kept);
     };
     element("composer").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -165,16 +216,23 @@ export class Page {
     }
   }
 
+  onRetry(retry: () => void): void {
+    this.#retry = retry;
+  }
+
   onStop(stop: () => void): void {
     this.#stop.addEventListener("click", stop);
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") stop();
+      if (event.key !== "Escape") return;
+      if (this.#editing !== undefined) this.#edit(undefined, "");
+      stop();
     });
   }
 
   onClear(clear: () => void): void {
     this.#clear.addEventListener("click", () => {
       clear();
+      this.#edit(undefined, "");
       this.#conversation.replaceChildren();
       element("welcome").hidden = false;
       this.#clear.hidden = true;
@@ -185,9 +243,53 @@ export class Page {
 
   // Details
 
-  #add(role: "user" | "assistant", speaker: string): HTMLElement {
+  #action(label: string, act: () => void): HTMLButtonElement {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "link action";
+    button.textContent = label;
+    button.addEventListener("click", act);
+    return button;
+  }
+
+  /** Puts an earlier message into the composer, or leaves off. */
+  #edit(index: number | undefined, text: string): void {
+    if (index !== undefined && this.#send.hidden) return;
+    this.#editing = index;
+    this.#prompt.value = text;
+    this.#prompt.dispatchEvent(new Event("input"));
+    this.#status.textContent = index === undefined ? "" : "Editing: sending replaces this message and what came after it. Escape leaves it as it is.";
+    for (const turn of this.#conversation.querySelectorAll<HTMLElement>(".turn")) {
+      turn.classList.toggle("given-up", index !== undefined && Number(turn.dataset.index) > index);
+    }
+    if (index !== undefined) this.#prompt.focus();
+  }
+
+  /** Counts the composer's tokens against the room that is left. */
+  #meterOf(engine: Engine): void {
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    this.#prompt.addEventListener("input", () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => {
+        const text = this.#prompt.value;
+        // Short messages fit: nobody wants to count them.
+        if (text.length < 200) {
+          this.#meter.textContent = this.#hands;
+          this.#meter.classList.remove("over");
+          return;
+        }
+        const tokens = engine.tokenize(text).length;
+        const room = this.#contextLength - this.#usedTokens;
+        this.#meter.textContent = `${count(tokens)} tokens; there is room for ${count(room)}`;
+        this.#meter.classList.toggle("over", tokens >= room);
+      }, 150);
+    });
+  }
+
+  #add(role: "user" | "assistant", speaker: string, index: number): HTMLElement {
     const turn = document.createElement("article");
     turn.className = `turn ${role}`;
+    turn.dataset.index = String(index);
     turn.ariaLabel = speaker;
     for (const name of ["text", "note"]) {
       const part = document.createElement("div");
@@ -198,21 +300,28 @@ export class Page {
     return turn;
   }
 
+  /** One column a layer, one cell a KV head: the darker, the further back it sees. */
   #drawSpans(spans: readonly (readonly number[])[], context: number): void {
+    const detail = element("span-detail");
     const columns = spans.map((heads, layer) => {
       const column = document.createElement("div");
       for (const [head, span] of heads.entries()) {
         const cell = document.createElement("i");
         cell.style.setProperty("--share", percent(span / context));
-        cell.title = `layer ${layer}, KV head ${head}: ${count(Math.min(span, context))} tokens`;
+        cell.title = `Layer ${layer}, KV head ${head}: ${count(Math.min(span, context))} tokens`;
+        cell.addEventListener("pointerenter", () => (detail.textContent = cell.title));
         column.append(cell);
       }
       return column;
     });
+    const all = spans.flat().map((span) => Math.min(span, context));
+    element("span-least").textContent = "0";
+    element("span-most").textContent = `all ${count(context)}`;
+    detail.textContent = `From ${count(Math.min(...all))} to ${count(Math.max(...all))} tokens`;
     const grid = element("spans");
     grid.style.setProperty("--heads", String(spans[0]?.length ?? 1));
     grid.role = "img";
-    grid.ariaLabel = `Spans of ${spans.length} layers with ${spans[0]?.length ?? 0} KV heads each`;
+    grid.ariaLabel = `Spans of ${spans.length} layers with ${spans[0]?.length ?? 0} KV heads each, from ${Math.min(...all)} to ${Math.max(...all)} tokens`;
     grid.replaceChildren(...columns);
   }
 
@@ -221,6 +330,7 @@ export class Page {
   }
 
   #used(tokens: number): void {
+    this.#usedTokens = tokens;
     element("used").textContent = count(tokens);
     element("used-gauge").style.width = percent(tokens / this.#contextLength);
   }

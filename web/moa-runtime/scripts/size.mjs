@@ -1,6 +1,7 @@
 // Prints what a page downloads for the engine, raw, gzip and brotli, and fails above the limit in size-limit.json.
 //
-// Counted: the wasm module and this package's own scripts, minified. Not counted: the two tokenizer packages.
+// Counted: the wasm module and this package's own scripts, minified, each once whether page or worker loads it. Not
+// counted: the two tokenizer packages.
 
 import { readFileSync } from "node:fs";
 import { brotliCompressSync, gzipSync } from "node:zlib";
@@ -14,6 +15,7 @@ const { outputFiles } = await build({
   entryPoints: ["src/index.ts", "src/worker.ts"].map((file) => new URL(file, root).pathname),
   external: ["@huggingface/*"],
   bundle: true,
+  splitting: true,
   minify: true,
   write: false,
   format: "esm",

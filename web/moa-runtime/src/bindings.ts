@@ -1,6 +1,6 @@
 /**
  * What this package uses of the wasm module. Written by hand so that tests can stand in for it;
- * the compiler checks in `worker.ts` that the generated module fits.
+ * the compiler checks in `start.ts` that the generated module fits.
  */
 
 /** Options of `MoaEngine.create`. */
@@ -19,24 +19,52 @@ export interface Sampling {
   seed?: number;
 }
 
+/** A copy of the rings on the same device. */
+export interface NativeRingCopy {
+  readonly len: number;
+  readonly bytes: number;
+  /** Gives its memory back at once. */
+  destroy(): void;
+  free(): void;
+}
+
 /** The engine on ids: one sequence, one device. Await one call before the next. */
 export interface NativeEngine {
   writeShard(index: number, offset: number, bytes: Uint8Array): void;
+  /** Where a chunk lies: buffer, offset in it, bytes, and again where it lies in two. A buffer's label is `weights.` and its number. */
+  chunkPlaces(index: number, offset: number): Uint32Array;
+  /** Takes note of a chunk that was checked and written to its places by the caller. */
+  acceptChunk(index: number, offset: number): void;
   finishLoading(): Promise<void>;
   /** Takes at most one chunk from the front of `ids`, and says how many. */
   prefill(ids: Uint32Array): Promise<number>;
   /** The next 1..count ids. The last one is not in the cache yet. */
   decode(count: number, sampling?: Sampling): Promise<Uint32Array>;
   logits(): Promise<Float32Array>;
+  /** Makes `id` the next token, as if `decode(1)` had chosen it. */
+  choose(id: number): void;
   rewind(count: number): void;
   reset(): void;
+  copyRings(): Promise<NativeRingCopy>;
+  restoreRings(copy: NativeRingCopy): void;
+  /** The used part of a layer's K and V, as bytes for `restoreLayer`. */
+  saveLayer(layer: number): Promise<Uint8Array>;
+  restoreLayer(layer: number, longest: number, bytes: Uint8Array): void;
+  /** After every layer is restored: how many tokens the cache holds, and the longest that it has been. */
+  setPosition(len: number, longest: number): void;
   readonly len: number;
+  readonly longest: number;
+  readonly layers: number;
+  /** Tokens that can be taken back exactly. */
+  readonly rewindable: number;
   readonly context: number;
   kvBytes(): string;
   gpuBytes(): string;
   planJson(): string;
   spansJson(): string;
   adapterJson(): string;
+  /** Why the device was lost, once it is. */
+  lost(): string | undefined;
   /** Gives the device's memory back at once. */
   destroy(): void;
   free(): void;

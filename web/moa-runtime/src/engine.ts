@@ -1,21 +1,30 @@
-/** `createEngine`: a bundle's URL in, an engine in a worker out. */
+/** `createEngine`: a bundle in, an engine in a worker out. */
 
 import type { NativeOptions, Sampling } from "./bindings.js";
-import { type ChatBackend, ChatCompletions, type RequestOptions } from "./chat.js";
-import { Client, type TokenEvent } from "./client.js";
-import { fetchBytes, fetchText } from "./download.js";
+import { Bundle } from "./bundle.js";
+import { ChatCompletions } from "./chat.js";
+import type { Penalties } from "./chooser.js";
+import { Client, type Recovery, type TokenEvent } from "./client.js";
+import { Completions } from "./completions.js";
+import type { GpuDeviceLike } from "./device.js";
+import type { LoadReport, Patience } from "./download.js";
 import { MoaError, throwIfAborted } from "./errors.js";
-import { type FileEntry, type Manifest, type PlanEntry, parseManifest } from "./manifest.js";
 import { requireWebGpu } from "./probe.js";
 import type { LoadProgress } from "./progress.js";
-import type { LoadedInfo } from "./protocol.js";
+import { type LoadedInfo, type Port, type Snapshot, localChannel } from "./protocol.js";
+import { type CompletionBackend, type RequestOptions, unsupported } from "./request.js";
 import type { GenerateRequest } from "./session.js";
-import { TextCodec } from "./text.js";
+import { type ModelInput, type ModelLocation, locate } from "./source.js";
+import type { CacheKind } from "./store.js";
+import type { TextCodec } from "./text.js";
 
 /** Options of `createEngine`. */
 export interface EngineOptions extends NativeOptions {
-  /** URL of the bundle's manifest; relative ones are resolved against the page. */
-  model: string | URL;
+  /**
+   * The bundle: the URL of its manifest or folder (relative ones are resolved against the page),
+   * `"hf:organisation/name@revision"`, a tar file as a Blob, or a directory handle.
+   */
+  model: ModelInput;
   /**
    * The name of a plan in the bundle, `"dense"`, or a plan of your own as an object, as the compiler writes it in JSON.
    * By default the bundle's own choice.
@@ -29,10 +38,23 @@ export interface EngineOptions extends NativeOptions {
   /** Stops loading. */
   signal?: AbortSignal;
   onProgress?: (progress: LoadProgress) => void;
+  /** Called when the GPU device was lost, and while another is made ready; the request that met it then goes on. */
+  onRecovery?: (recovery: Recovery) => void;
+  /** Where weights are kept on this device. By default the private file system, or the Cache API where there is none. */
+  cache?: CacheKind;
+  /**
+   * Where the engine runs. `true`, the default where there are workers, starts the package's own; a `Worker` that runs
+   * `moa-runtime/worker` (or calls `attachWorkerHandler`) is used, and ended with the engine; `false` is this thread.
+   */
+  worker?: boolean | Worker;
+  /** A device of yours for the engine to run on, with `worker: false`; it stays yours, and is not replaced when lost. */
+  device?: GpuDeviceLike;
   /** The wasm file, where it does not lie where the package has it. */
   wasmUrl?: string | URL;
-  /** A worker that runs `moa-runtime/worker`, where a bundler must be told of it; the engine ends it. */
-  worker?: Worker;
+  /** GPU bytes for copies of earlier turns, from which an edit or another try starts. By default twice the KV cache. */
+  turnSnapshotBytes?: number;
+  /** How a download waits and gives up. */
+  patience?: Partial<Patience>;
 }
 
 /** Options of `Engine.generate`. */
@@ -42,6 +64,10 @@ export interface GenerateOptions extends Sampling {
   maxTokens?: number;
   /** Ids that end the answer. By default the model's. */
   stopIds?: readonly number[];
+  /** Makes tokens that were there before less likely; each then takes a round trip. */
+  penalties?: Penalties;
+  /** Reports how likely each token was, and so many of the likeliest beside it; each then takes a round trip. */
+  logprobs?: number;
   signal?: AbortSignal;
 }
 
@@ -74,6 +100,8 @@ export interface Memory {
   kv: KvBytes;
   /** Bytes by purpose, `total` among them. */
   gpu: Record<string, number>;
+  /** Bytes of the copies of earlier turns, beside the total. */
+  turnSnapshotBytes: number;
 }
 
 /** The device that the engine runs on. */
@@ -85,42 +113,54 @@ export interface Adapter {
 }
 
 /** The longest context that is declared where nobody asks. */
-const DEFAULT_CONTEXT = 8192;
+export const DEFAULT_CONTEXT = 8192;
 
 /** Loads a bundle. Resolves when every byte was checked and the first token can be asked for. */
 export async function createEngine(options: EngineOptions): Promise<Engine> {
+  throwIfAborted(options.signal);
+  const location = locate(options.model);
+  if (options.device && options.worker !== false) {
+    throw new MoaError("bad-argument", "`device` needs `worker: false`: a device cannot be sent to a worker");
+  }
+  // A worker that was given may fail while the manifest is being read.
+  const given = typeof options.worker === "object" ? workerLink(options.worker) : undefined;
+  try {
+    return await create(options, location, given);
+  } catch (error) {
+    given?.end();
+    throw error;
+  }
+}
+
+async function create(options: EngineOptions, location: ModelLocation, given: Link | undefined): Promise<Engine> {
   const { signal, onProgress = () => undefined } = options;
-  throwIfAborted(signal);
   await requireWebGpu();
-  const manifestUrl = new URL(options.model, globalThis.location?.href);
   const start = performance.now();
   onProgress({
     phase: "manifest", loaded: 0, total: 0, progress: 0, timeElapsed: 0, bytesPerSec: 0, fromCache: false,
     text: "Reading the manifest",
   });
-  const manifestJson = await fetchText(manifestUrl.href, signal);
-  const manifest = parseManifest(manifestJson);
+  // What is on this device already need not be kept once more.
+  const cache = location.kind === "url" && !location.url.startsWith("file:") ? options.cache : "none";
+  const bundle = await Bundle.open(location, cache, signal);
+  const { manifest, manifestJson } = bundle;
   const contextLength = options.contextLength ?? Math.min(manifest.model.max_context, DEFAULT_CONTEXT);
-  const fetchEntry = (entry: FileEntry) => fetchChecked(new URL(entry.file, manifestUrl).href, entry, signal);
-  const [plan, codec] = await Promise.all([
-    choosePlan(manifest, options.plan, fetchEntry),
-    loadCodec(manifest, fetchEntry),
-  ]);
+  const [plan, codec] = await Promise.all([bundle.choosePlan(options.plan), bundle.codec()]);
+  await bundle.note();
 
-  const worker =
-    options.worker ?? new Worker(new URL("./worker.js", import.meta.url), { type: "module", name: "moa-runtime" });
-  const client = new Client(worker);
-  const died = (what: string) => () =>
+  const link = given ?? (await connect(options.worker !== false && typeof Worker !== "undefined"));
+  const client = new Client(link.port, options.onRecovery);
+  void link.failure.then((what) => {
     client.die(new MoaError("internal", what, { hint: "are the worker's script and the wasm file on the server?" }));
-  worker.addEventListener("error", died("the engine's worker could not be started or has failed"));
-  worker.addEventListener("messageerror", died("a message of the engine's worker could not be read"));
+  });
   try {
     const { prefillChunk, defaultLimits, powerPreference } = options;
     const before = (performance.now() - start) / 1000;
     const info = await client.load(
       {
+        location,
         manifestJson,
-        shards: manifest.shards.map(({ file, bytes }) => ({ url: new URL(file, manifestUrl).href, bytes })),
+        shards: manifest.shards,
         planName: plan.name,
         planBytes: plan.bytes,
         contextLength,
@@ -130,15 +170,59 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
           ...(defaultLimits === undefined ? {} : { defaultLimits }),
           ...(powerPreference === undefined ? {} : { powerPreference }),
         },
+        cache,
+        ...(options.device ? { device: options.device } : {}),
+        turnSnapshotBytes: options.turnSnapshotBytes,
+        patience: options.patience,
       },
       (progress) => onProgress({ ...progress, timeElapsed: progress.timeElapsed + before }),
       signal,
     );
-    return new Engine(client, worker, manifest, plan.name, codec, info);
+    return new Engine({ client, end: link.end, modelName: manifest.name, stopIds: manifest.model.eos, planName: plan.name, codec, info });
   } catch (error) {
-    worker.terminate();
+    link.end();
     throw error;
   }
+}
+
+/** A way to a host: in a worker, or in this thread. */
+interface Link {
+  port: Port;
+  /** Resolves when the host is gone, with what is known of it. */
+  failure: Promise<string>;
+  /** Ends the worker, and returns whether there was one. */
+  end(): boolean;
+}
+
+async function connect(worker: boolean): Promise<Link> {
+  if (worker) return workerLink(new Worker(new URL("./worker.js", import.meta.url), { type: "module", name: "moa-runtime" }));
+  const { attachWorkerHandler } = await import("./handler.js");
+  const [near, far] = localChannel();
+  attachWorkerHandler(far);
+  return { port: near, failure: new Promise(() => undefined), end: () => false };
+}
+
+function workerLink(worker: Worker): Link {
+  const failure = new Promise<string>((resolve) => {
+    worker.addEventListener("error", () => resolve("the engine's worker could not be started or has failed"));
+    worker.addEventListener("messageerror", () => resolve("a message of the engine's worker could not be read"));
+  });
+  const end = () => {
+    worker.terminate();
+    return true;
+  };
+  return { port: worker, failure, end };
+}
+
+/** What an `Engine` is made of. */
+interface EngineParts {
+  client: Client;
+  end: () => boolean;
+  modelName: string;
+  stopIds: readonly number[];
+  planName: string;
+  codec: TextCodec | undefined;
+  info: LoadedInfo;
 }
 
 /** One model on one device with one sequence. Requests run one after the other. */
@@ -148,50 +232,39 @@ export class Engine {
   /** Prompt and answer together, in tokens. */
   readonly contextLength: number;
   readonly adapter: Adapter;
+  /** What loading took: bytes fetched and found, repairs, retries. */
+  readonly loadReport: Readonly<LoadReport>;
   readonly chat: { readonly completions: ChatCompletions };
-  readonly #client: Client;
-  readonly #worker: Worker;
-  readonly #codec: TextCodec | undefined;
-  readonly #stopIds: readonly number[];
-  readonly #planName: string;
-  readonly #info: LoadedInfo;
+  /** Raw text, without a chat template. */
+  readonly completions: Completions;
+  readonly #parts: EngineParts;
+  #turnSnapshotBytes = 0;
 
-  /** Use `createEngine`. */
-  constructor(
-    client: Client,
-    worker: Worker,
-    manifest: Manifest,
-    planName: string,
-    codec: TextCodec | undefined,
-    info: LoadedInfo,
-  ) {
-    this.#client = client;
-    this.#worker = worker;
-    this.#codec = codec;
-    this.#stopIds = manifest.model.eos;
-    this.#planName = planName;
-    this.#info = info;
-    this.modelName = manifest.name;
+  /** Use `createEngine`. @internal */
+  constructor(parts: EngineParts) {
+    const { info, codec, modelName, stopIds } = parts;
+    this.#parts = parts;
+    this.modelName = modelName;
     this.contextLength = info.contextLength;
     this.adapter = JSON.parse(info.adapterJson) as Adapter;
-    const backend: ChatBackend = {
-      codec,
-      modelName: manifest.name,
-      stopIds: this.#stopIds,
-      generate: (request, signal) => this.#run(request, signal),
-    };
+    this.loadReport = info.report;
+    const backend: CompletionBackend = { codec, modelName, stopIds, generate: (request, signal) => this.#run(request, signal) };
     this.chat = { completions: new ChatCompletions(backend) };
+    this.completions = new Completions(backend);
   }
 
   /** Streams token ids. Greedy unless `temperature` is given. Leaving the loop stops the engine. */
   generate(options: GenerateOptions): AsyncIterable<TokenEvent> {
-    const { ids, maxTokens = Infinity, stopIds = this.#stopIds, signal, ...sampling } = options;
-    return this.#run({ ids, maxTokens, stopIds, sampling }, signal);
+    const { ids, maxTokens = Infinity, stopIds = this.#parts.stopIds, signal, penalties, logprobs, temperature, topK, topP, minP, seed, ...others } = options;
+    const [unknown] = Object.keys(others);
+    if (unknown !== undefined) throw unsupported(unknown);
+    const given = Object.entries({ temperature, topK, topP, minP, seed }).filter(([, value]) => value !== undefined);
+    return this.#run({ ids: [...ids], maxTokens, stopIds, sampling: Object.fromEntries(given), penalties, logprobs }, signal);
   }
 
   /** Logits of the token after `ids`, one per word of the vocabulary. */
   logits(ids: readonly number[], options: RequestOptions = {}): Promise<Float32Array> {
-    return this.#client.logits(ids, options.signal);
+    return this.#parts.client.logits(ids, options.signal);
   }
 
   /** Token ids of a text, with the special tokens that the model expects around it only if asked for. */
@@ -206,78 +279,56 @@ export class Engine {
 
   /** The plan in use. */
   plan(): PlanInfo {
-    const { sink, spans } = JSON.parse(this.#info.spansJson) as { sink: number; spans: number[][] };
-    return { name: this.#planName, kvDensity: this.memory().kv.kvDensity, sink, spans, json: this.#info.planJson };
+    const { planJson, spansJson } = this.#parts.info;
+    const { sink, spans } = JSON.parse(spansJson) as { sink: number; spans: number[][] };
+    return { name: this.#parts.planName, kvDensity: this.memory().kv.kvDensity, sink, spans, json: planJson };
   }
 
   /** GPU memory, exact. */
   memory(): Memory {
+    const { kvBytesJson, gpuBytesJson } = this.#parts.info;
     return {
-      kv: JSON.parse(this.#info.kvBytesJson) as KvBytes,
-      gpu: JSON.parse(this.#info.gpuBytesJson) as Record<string, number>,
+      kv: JSON.parse(kvBytesJson) as KvBytes,
+      gpu: JSON.parse(gpuBytesJson) as Record<string, number>,
+      turnSnapshotBytes: this.#turnSnapshotBytes,
     };
+  }
+
+  /**
+   * The keys and values of the sequence so far, to be taken up later: a plain object that IndexedDB can store. It fits
+   * the same model, plan and context length.
+   */
+  snapshot(options: RequestOptions = {}): Promise<Snapshot> {
+    return this.#parts.client.snapshot(options.signal);
+  }
+
+  /** Takes a snapshot up. A prompt that begins as the snapshot's did then prefills only what is new. */
+  restore(snapshot: Snapshot, options: RequestOptions = {}): Promise<void> {
+    return this.#parts.client.restore(snapshot, options.signal);
   }
 
   /** Frees the GPU's memory and ends the worker. What still runs fails with `unloaded`. */
   async unload(): Promise<void> {
-    this.#client.die(new MoaError("unloaded", "the engine was unloaded"));
-    // The worker's device and buffers go with it.
-    this.#worker.terminate();
+    const { client, end } = this.#parts;
+    const gone = new MoaError("unloaded", "the engine was unloaded");
+    // A worker's device and buffers go with it.
+    if (end()) client.die(gone);
+    else await client.unload(gone);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.unload();
   }
 
-  #run(request: GenerateRequest, signal: AbortSignal | undefined): AsyncIterable<TokenEvent> {
-    return this.#client.generate(request, signal);
+  async *#run(request: GenerateRequest, signal: AbortSignal | undefined): AsyncGenerator<TokenEvent, void, void> {
+    for await (const event of this.#parts.client.generate(request, signal)) {
+      if (event.kind === "finished") this.#turnSnapshotBytes = event.stats.turnSnapshotBytes;
+      yield event;
+    }
   }
 
   #text(): TextCodec {
-    if (this.#codec) return this.#codec;
+    if (this.#parts.codec) return this.#parts.codec;
     throw new MoaError("no-tokenizer", "this bundle has no tokenizer", { hint: "use generate() with ids of your own" });
   }
-}
-
-type FetchEntry = (entry: FileEntry) => Promise<Uint8Array>;
-
-async function choosePlan(
-  manifest: Manifest,
-  plan: string | object | undefined,
-  fetchEntry: FetchEntry,
-): Promise<{ name: string; bytes: Uint8Array | undefined }> {
-  if (typeof plan === "object") {
-    const { name } = plan as { name?: unknown };
-    return { name: typeof name === "string" ? name : "custom", bytes: new TextEncoder().encode(JSON.stringify(plan)) };
-  }
-  const name = plan ?? manifest.default_plan;
-  const entry: PlanEntry | undefined = manifest.plans.find((candidate) => candidate.name === name);
-  if (entry) return { name, bytes: await fetchEntry(entry) };
-  if (name === "dense") return { name, bytes: undefined };
-  const names = ["dense", ...manifest.plans.map((candidate) => candidate.name)].join(", ");
-  throw new MoaError("bad-plan", `the bundle has no plan named "${name}"`, { hint: `its plans are: ${names}` });
-}
-
-async function loadCodec(manifest: Manifest, fetchEntry: FetchEntry): Promise<TextCodec | undefined> {
-  if (!manifest.tokenizer) return undefined;
-  const read = async (name: string) => {
-    const entry = manifest.files.find((candidate) => candidate.file === name);
-    if (!entry) throw new MoaError("bad-manifest", `the manifest cannot be used: ${name} is not among its files`);
-    return new TextDecoder().decode(await fetchEntry(entry));
-  };
-  const [tokenizer, config] = await Promise.all([read(manifest.tokenizer.tokenizer), read(manifest.tokenizer.config)]);
-  return new TextCodec(tokenizer, config);
-}
-
-/** Fetches a file whole and checks it against the manifest. */
-async function fetchChecked(url: string, entry: FileEntry, signal: AbortSignal | undefined): Promise<Uint8Array> {
-  const bytes = await fetchBytes(url, signal);
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes as BufferSource));
-  const got = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  if (got !== entry.sha256) {
-    throw new MoaError("hash-mismatch", `${entry.file} is damaged: its checksum is not the manifest's`, {
-      hint: "fetch the bundle again, or check how the server changes files",
-    });
-  }
-  return bytes;
 }

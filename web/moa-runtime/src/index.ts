@@ -2,20 +2,36 @@
  * Language models with compiled sparse attention, in the browser, on WebGPU.
  *
  * Importing this module touches nothing: no `navigator`, no worker, no download. `createEngine` does all of that.
+ *
+ * @packageDocumentation
  */
 
+export type { Usage } from "./answer.js";
 export type { NativeOptions, Sampling } from "./bindings.js";
+export type { CachedModel } from "./cache.js";
+export { cache, ModelCache } from "./cache.js";
 export type {
   ChatCompletion,
   ChatCompletionChunk,
+  ChatMessageInput,
   ChatRequest,
+  ChatRequestBase,
   ChatStreamRequest,
-  RequestOptions,
-  RequestProgress,
-  Usage,
+  ChatTokenLogprob,
 } from "./chat.js";
 export { ChatCompletions } from "./chat.js";
-export type { TokenEvent } from "./client.js";
+export type { Penalties, TokenLogprob } from "./chooser.js";
+export type { Recovery, TokenEvent } from "./client.js";
+export type {
+  Completion,
+  CompletionLogprobs,
+  CompletionRequest,
+  CompletionRequestBase,
+  CompletionStreamRequest,
+} from "./completions.js";
+export { Completions } from "./completions.js";
+export type { GpuBufferLike, GpuDeviceLike } from "./device.js";
+export type { LoadReport, Patience } from "./download.js";
 export type {
   Adapter,
   EngineOptions,
@@ -26,11 +42,15 @@ export type {
 } from "./engine.js";
 export { createEngine, Engine } from "./engine.js";
 export type { MoaErrorCode } from "./errors.js";
-export { MoaError } from "./errors.js";
+export { MOA_ERROR_CODES, MoaError } from "./errors.js";
 export type { Manifest, PlanEntry, PlanFigures } from "./manifest.js";
-export type { Probe } from "./probe.js";
+export type { Probe, ProbedContext, ProbedModel } from "./probe.js";
 export { probe } from "./probe.js";
 export type { LoadPhase, LoadProgress } from "./progress.js";
-export type { FinishReason, GenerateStats } from "./session.js";
+export type { Snapshot } from "./protocol.js";
+export type { RequestBase, RequestOptions, RequestProgress, StreamOptions } from "./request.js";
+export type { FinishReason, GenerateStats, SavedRings } from "./session.js";
+export type { ModelInput } from "./source.js";
+export type { CacheKind } from "./store.js";
 export type { ChatMessage } from "./text.js";
 export { StreamDecoder, TextCodec } from "./text.js";

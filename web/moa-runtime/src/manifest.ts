@@ -36,7 +36,8 @@ export interface Manifest {
   default_plan: string;
   plans: PlanEntry[];
   files: FileEntry[];
-  shards: { file: string; bytes: number }[];
+  /** Weights, with the hash of each chunk. */
+  shards: { file: string; bytes: number; chunk_sha256: string[] }[];
 }
 
 /** Reads a manifest's text; throws `bad-manifest`. */
@@ -72,7 +73,11 @@ export function parseManifest(json: string): Manifest {
     files: array(root.files, "files").map((entry) => fileEntry(object(entry, "file"))),
     shards: array(root.shards, "shards").map((entry) => {
       const shard = object(entry, "shard");
-      return { file: fileName(shard.file), bytes: count(shard.bytes, "shard bytes") };
+      return {
+        file: fileName(shard.file),
+        bytes: count(shard.bytes, "shard bytes"),
+        chunk_sha256: array(shard.chunk_sha256, "shard checksums").map((hash) => sha256(hash)),
+      };
     }),
   };
 }
@@ -91,7 +96,14 @@ function figures(at: Fields): PlanFigures {
 }
 
 function fileEntry(entry: Fields): FileEntry {
-  return { file: fileName(entry.file), bytes: count(entry.bytes, "bytes"), sha256: string(entry.sha256, "sha256") };
+  return { file: fileName(entry.file), bytes: count(entry.bytes, "bytes"), sha256: sha256(entry.sha256) };
+}
+
+/** Hashes name files in the browser's storage. */
+function sha256(value: unknown): string {
+  const hash = string(value, "sha256");
+  if (!/^[0-9a-f]{64}$/.test(hash)) throw bad(`${JSON.stringify(hash)} is no checksum`);
+  return hash;
 }
 
 /** File names become URLs: none may leave the bundle's folder. */

@@ -1,12 +1,14 @@
 /** Load progress: exact bytes, with the three fields that WebLLM's pages read kept beside them. */
 
+import type { LoadReport } from "./download.js";
+
 /** Where loading stands. */
 export type LoadPhase = "manifest" | "device" | "download" | "warmup" | "ready";
 
 /** One report of progress. */
 export interface LoadProgress {
   phase: LoadPhase;
-  /** Bytes of weights that were fetched, checked and handed to the GPU. */
+  /** Bytes of weights that are here; each is checked before it is counted for the last time. */
   loaded: number;
   /** Bytes of weights in all; 0 until the manifest is read. */
   total: number;
@@ -14,20 +16,27 @@ export interface LoadProgress {
   progress: number;
   /** Seconds since loading began. */
   timeElapsed: number;
-  /** Mean rate of the download so far. */
+  /** Mean rate so far. */
   bytesPerSec: number;
-  /** Whether the bytes come from a local cache. */
+  /** Whether everything so far came from this device's storage. */
   fromCache: boolean;
   /** One sentence for people. */
   text: string;
+  /** Why the weights are not kept on this device, as soon as that is known. */
+  notKept?: string;
 }
 
 const MIB = 1024 * 1024;
+/** Reports of bytes come no more often than a page can show them. */
+const EVERY_MS = 50;
 
 /** Turns byte counts into reports. */
 export class ProgressMeter {
   readonly #start = performance.now();
   #downloadStart: number | undefined;
+  #lastReport = -Infinity;
+  /** The newest count that came too early to be reported: it is, if none follows. */
+  #late: ReturnType<typeof setTimeout> | undefined;
   readonly #total: number;
   readonly #report: (progress: LoadProgress) => void;
 
@@ -36,16 +45,32 @@ export class ProgressMeter {
     this.#report = report;
   }
 
-  at(phase: LoadPhase, loaded: number): void {
+  /** Drops what has not been reported yet. */
+  end(): void {
+    clearTimeout(this.#late);
+    this.#late = undefined;
+  }
+
+  at(phase: LoadPhase, loaded: number, report?: Readonly<LoadReport>): void {
     const now = performance.now();
-    if (phase === "download") this.#downloadStart ??= now;
+    this.end();
+    if (phase === "download") {
+      this.#downloadStart ??= now;
+      const wait = this.#lastReport + EVERY_MS - now;
+      if (loaded < this.#total && wait > 0) {
+        this.#late = setTimeout(() => this.at(phase, loaded, report), wait);
+        return;
+      }
+      this.#lastReport = now;
+    }
     const seconds = (now - (this.#downloadStart ?? now)) / 1000;
     const total = this.#total;
     const mib = (bytes: number) => (bytes / MIB).toFixed(1);
+    const fromCache = report !== undefined && report.cachedBytes > 0 && report.fetchedBytes === 0;
     const text = {
       manifest: "Reading the manifest",
       device: "Preparing the GPU",
-      download: `Loading weights: ${mib(loaded)} of ${mib(total)} MiB`,
+      download: `Loading weights${fromCache ? " from this device" : ""}: ${mib(loaded)} of ${mib(total)} MiB`,
       warmup: "Warming up",
       ready: "Ready",
     }[phase];
@@ -56,8 +81,9 @@ export class ProgressMeter {
       progress: phase === "ready" ? 1 : total > 0 ? loaded / total : 0,
       timeElapsed: (now - this.#start) / 1000,
       bytesPerSec: seconds > 0 ? loaded / seconds : 0,
-      fromCache: false,
+      fromCache,
       text,
+      ...(report?.notKept === undefined ? {} : { notKept: report.notKept }),
     });
   }
 }

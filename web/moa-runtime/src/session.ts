@@ -1,9 +1,13 @@
 /**
  * Generation on token ids over one engine: which part of a prompt is new, prefill chunk by chunk, decode in batches
  * whose size follows the device's speed, stop at a stop id, abort between steps. It knows no text and no messages.
+ *
+ * The rings forget, so an earlier state is not always a prefix away. At the end of every prompt the rings are copied
+ * on the GPU (`turnSnapshotBytes` at most): asking again, or editing what came later, then starts from there.
  */
 
-import type { NativeEngine, Sampling } from "./bindings.js";
+import type { NativeEngine, NativeRingCopy, Sampling } from "./bindings.js";
+import { Chooser, type Penalties, type TokenLogprob, logprobOf } from "./chooser.js";
 import { MoaError, throwIfAborted } from "./errors.js";
 
 /** A request for tokens. */
@@ -14,6 +18,11 @@ export interface GenerateRequest {
   sampling: Sampling;
   /** Ids that end the answer; the one that does is part of the result. */
   stopIds: readonly number[];
+  penalties?: Penalties | undefined;
+  /** How many of the likeliest tokens to report beside the chosen one's probability; nothing is reported without. */
+  logprobs?: number | undefined;
+  /** How many of the last `ids` are the answer's own: it is being continued. */
+  answered?: number;
 }
 
 /** Why an answer ended. */
@@ -27,12 +36,25 @@ export interface GenerateStats {
   completionTokens: number;
   prefillMs: number;
   decodeMs: number;
+  /** GPU bytes of the copies from which earlier turns can be taken up. */
+  turnSnapshotBytes: number;
+  /** How often the device was lost and replaced on the way. */
+  recoveries: number;
 }
 
 /** What happens on the way. */
 export interface GenerateEvents {
   onPrefill(done: number, total: number): void;
-  onTokens(ids: readonly number[]): void;
+  /** Waited for, so that a reader that lags behind holds the engine. */
+  onTokens(ids: readonly number[], logprobs: readonly TokenLogprob[] | undefined): Promise<void> | void;
+}
+
+/** The cache's content, outside the GPU. */
+export interface SavedRings {
+  ids: number[];
+  /** The longest that the cache has been: what of the rings is used. */
+  longest: number;
+  layers: Uint8Array[];
 }
 
 /** Most tokens to decode before the page hears of them. */
@@ -41,17 +63,29 @@ const LONGEST_BATCH = 8;
 const BATCH_MS = 60;
 /** Decoded tokens that may be taken back exactly: the slack of the rings. */
 const SLACK = 64;
+/** Copies that are kept at most, however small. */
+const MOST_TURNS = 8;
+
+interface Turn {
+  ids: readonly number[];
+  rewindable: number;
+  copy: NativeRingCopy;
+}
 
 /** The tokens in an engine's cache, and the way to more of them. */
 export class Session {
   readonly #engine: NativeEngine;
   readonly #maxBatch: number;
+  readonly #turnBytes: number;
   /** What is in the cache. Empty after an error, until the next prompt. */
   #cached: number[] = [];
+  /** Oldest first. */
+  #turns: Turn[] = [];
 
-  constructor(engine: NativeEngine, maxDecodeBatch: number) {
+  constructor(engine: NativeEngine, maxDecodeBatch: number, turnSnapshotBytes = 0) {
     this.#engine = engine;
     this.#maxBatch = Math.min(maxDecodeBatch, LONGEST_BATCH);
+    this.#turnBytes = turnSnapshotBytes;
   }
 
   async generate(
@@ -60,37 +94,78 @@ export class Session {
     signal: AbortSignal,
   ): Promise<{ reason: FinishReason; stats: GenerateStats }> {
     throwIfAborted(signal);
-    const room = this.#engine.context - request.ids.length;
     if (request.ids.length === 0) throw new MoaError("bad-argument", "the prompt holds no token");
-    if (room < 1) {
-      throw new MoaError(
-        "context-overflow",
-        `the prompt's ${request.ids.length} tokens leave no room in the declared context of ${this.#engine.context}`,
-        { hint: "shorten the prompt, or create the engine with a larger contextLength" },
-      );
-    }
-    try {
-      return await this.#run(request, Math.min(request.maxTokens, room), events, signal);
-    } catch (error) {
-      // After an abort the cache is what #cached says; after anything else nothing is certain.
-      const typed = MoaError.from(error);
-      if (typed.code !== "aborted") this.#forget();
-      throw typed;
-    }
+    const room = this.#room(request.ids);
+    return this.#guarded(() => this.#run(request, Math.min(request.maxTokens, room), events, signal));
   }
 
   /** Logits after `ids`. */
   async logits(ids: readonly number[], signal: AbortSignal): Promise<Float32Array> {
-    await this.#prefill(ids, () => undefined, signal);
-    return this.#engine.logits();
+    if (ids.length === 0) throw new MoaError("bad-argument", "the prompt holds no token");
+    this.#room(ids);
+    return this.#guarded(async () => {
+      await this.#prefill(ids, () => undefined, signal);
+      return this.#engine.logits();
+    });
+  }
+
+  /** The cache's content. */
+  async save(): Promise<SavedRings> {
+    const layers: Uint8Array[] = [];
+    for (let layer = 0; layer < this.#engine.layers; layer++) layers.push(await this.#engine.saveLayer(layer));
+    return { ids: [...this.#cached], longest: this.#engine.longest, layers };
+  }
+
+  /** Puts a content back that was saved from the same model, plan and context. */
+  async restore(saved: SavedRings): Promise<void> {
+    if (saved.layers.length !== this.#engine.layers) {
+      throw new MoaError("bad-argument", `the snapshot has ${saved.layers.length} layers, the model has ${this.#engine.layers}`);
+    }
+    await this.#guarded(async () => {
+      this.#forget();
+      for (const [layer, bytes] of saved.layers.entries()) this.#engine.restoreLayer(layer, saved.longest, bytes);
+      this.#engine.setPosition(saved.ids.length, saved.longest);
+      this.#cached = [...saved.ids];
+    });
+  }
+
+  /** Frees the copies of earlier turns. */
+  close(): void {
+    for (const turn of this.#turns.splice(0)) release(turn.copy);
+  }
+
+  async #guarded<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (error) {
+      // After an abort the cache is what #cached says; after anything else nothing is certain.
+      const typed = MoaError.from(error);
+      if (typed.code !== "aborted") {
+        this.#forget();
+        if (typed.code === "device-lost") this.close();
+      }
+      throw typed;
+    }
+  }
+
+  #room(ids: readonly number[]): number {
+    const room = this.#engine.context - ids.length;
+    if (room >= 1) return room;
+    throw new MoaError(
+      "context-overflow",
+      `the prompt's ${ids.length} tokens leave no room in the declared context of ${this.#engine.context}`,
+      { hint: "shorten the prompt, or create the engine with a larger contextLength" },
+    );
   }
 
   async #run(request: GenerateRequest, maxTokens: number, events: GenerateEvents, signal: AbortSignal) {
     const start = performance.now();
     const cachedTokens = await this.#prefill(request.ids, (done, total) => events.onPrefill(done, total), signal);
+    await this.#keepTurn();
     const prefilled = performance.now();
 
     const stops = new Set(request.stopIds);
+    const step = this.#stepper(request);
     let made = 0;
     let reason: FinishReason = "length";
     let batch = 1;
@@ -99,7 +174,9 @@ export class Session {
     while (made < maxTokens && reason === "length") {
       throwIfAborted(signal);
       const before = performance.now();
-      const ids = [...(await this.#engine.decode(Math.min(batch, maxTokens - made), request.sampling))];
+      const { ids, logprobs } = await step(Math.min(batch, maxTokens - made));
+      // The first token comes from logits that are there: it tells nothing of the device's speed.
+      const fed = ids.length - (pending === undefined ? 1 : 0);
       if (pending !== undefined) this.#cached.push(pending);
       pending = ids.at(-1);
       this.#cached.push(...ids.slice(0, -1));
@@ -112,18 +189,45 @@ export class Session {
         ids.length = stop + 1;
       }
       made += ids.length;
-      events.onTokens(ids);
-      const msPerToken = (performance.now() - before) / Math.max(ids.length, 1);
-      batch = Math.max(1, Math.min(this.#maxBatch, Math.floor(BATCH_MS / msPerToken)));
+      const msPerToken = (performance.now() - before) / fed;
+      await events.onTokens(ids, logprobs?.slice(0, ids.length));
+      if (fed > 0) batch = Math.max(1, Math.min(this.#maxBatch, Math.floor(BATCH_MS / msPerToken)));
     }
+    // While no ring has overwritten anything, going back needs no copy.
+    if (this.#engine.rewindable >= this.#engine.len) this.close();
+    const answered = request.answered ?? 0;
     const stats: GenerateStats = {
-      promptTokens: request.ids.length,
-      cachedTokens,
-      completionTokens: made,
+      promptTokens: request.ids.length - answered,
+      cachedTokens: Math.min(cachedTokens, request.ids.length - answered),
+      completionTokens: answered + made,
       prefillMs: prefilled - start,
       decodeMs: performance.now() - prefilled,
+      turnSnapshotBytes: this.#turns.reduce((sum, { copy }) => sum + copy.bytes, 0),
+      recoveries: 0,
     };
     return { reason, stats };
+  }
+
+  /** How this request's tokens are chosen: in batches on the GPU, or one by one where somebody must see the logits. */
+  #stepper(request: GenerateRequest): (count: number) => Promise<{ ids: number[]; logprobs?: TokenLogprob[] }> {
+    const { sampling, penalties, logprobs: top } = request;
+    if (!penalties && top === undefined) return async (count) => ({ ids: [...(await this.#engine.decode(count, sampling))] });
+    const answered = request.answered ?? 0;
+    const split = request.ids.length - answered;
+    const chooser = penalties && new Chooser(sampling, penalties, request.ids.slice(0, split), request.ids.slice(split));
+    return async () => {
+      const logits = await this.#engine.logits();
+      const raw = top === undefined ? undefined : logits.slice();
+      let id: number | undefined;
+      if (chooser) {
+        id = chooser.choose(logits);
+        if (id !== undefined) this.#engine.choose(id);
+      } else {
+        id = (await this.#engine.decode(1, sampling))[0];
+      }
+      if (id === undefined) throw new MoaError("no-logits", "the model gave no number for any token");
+      return raw === undefined ? { ids: [id] } : { ids: [id], logprobs: [logprobOf(raw, id, top as number)] };
+    };
   }
 
   /** Makes the cache hold exactly `ids`, with logits for the next token. Returns how many were there already. */
@@ -132,14 +236,7 @@ export class Session {
     onPrefill: (done: number, total: number) => void,
     signal: AbortSignal,
   ): Promise<number> {
-    let common = 0;
-    // The last token is always fed anew: the logits after it are what the answer begins with.
-    const most = Math.min(this.#cached.length, ids.length - 1);
-    while (common < most && this.#cached[common] === ids[common]) common++;
-    const surplus = this.#cached.length - common;
-    if (surplus > SLACK) this.#forget();
-    else this.#rewind(surplus);
-
+    this.#goBack(ids);
     const kept = this.#cached.length;
     let rest = Uint32Array.from(ids.slice(kept));
     while (rest.length > 0) {
@@ -150,6 +247,54 @@ export class Session {
       onPrefill(this.#cached.length - kept, ids.length - kept);
     }
     return kept;
+  }
+
+  /** Brings the cache to the longest beginning of `ids` that can be had: by a rewind, or from an earlier turn. */
+  #goBack(ids: readonly number[]): void {
+    // The last token is always fed anew: the logits after it are what the answer begins with.
+    const wanted = ids.slice(0, -1);
+    const reach = (have: readonly number[], rewindable: number) => {
+      let common = 0;
+      while (common < Math.min(have.length, wanted.length) && have[common] === wanted[common]) common++;
+      return have.length - common <= rewindable ? common : 0;
+    };
+    let best = reach(this.#cached, this.#engine.rewindable);
+    let from: Turn | undefined;
+    for (const turn of this.#turns) {
+      const common = reach(turn.ids, turn.rewindable);
+      if (common > best) [best, from] = [common, turn];
+    }
+    if (from) {
+      this.#engine.restoreRings(from.copy);
+      this.#cached = [...from.ids];
+    }
+    if (best === 0 && this.#cached.length > 0) this.#forget();
+    else this.#rewind(this.#cached.length - best);
+  }
+
+  /** Copies the rings on the GPU, at the end of a prompt. */
+  async #keepTurn(): Promise<void> {
+    // What a rewind reaches anyway needs no copy.
+    if (this.#turnBytes === 0 || this.#cached.length <= SLACK) return;
+    const same = this.#turns.findIndex(({ ids }) => ids.length === this.#cached.length && ids.every((id, at) => id === this.#cached[at]));
+    if (same >= 0) {
+      this.#turns.push(...this.#turns.splice(same, 1));
+      return;
+    }
+    let copy: NativeRingCopy;
+    try {
+      copy = await this.#engine.copyRings();
+    } catch (error) {
+      // No room for a copy: then going back will cost a prefill.
+      if (MoaError.from(error).code !== "out-of-memory") throw error;
+      this.close();
+      return;
+    }
+    this.#turns.push({ ids: [...this.#cached], rewindable: this.#engine.rewindable, copy });
+    const total = () => this.#turns.reduce((sum, turn) => sum + turn.copy.bytes, 0);
+    while (this.#turns.length > 0 && (this.#turns.length > MOST_TURNS || total() > this.#turnBytes)) {
+      release((this.#turns.shift() as Turn).copy);
+    }
   }
 
   #rewind(count: number): void {
@@ -167,4 +312,9 @@ export class Session {
     this.#cached = [];
     this.#engine.reset();
   }
+}
+
+function release(copy: NativeRingCopy): void {
+  copy.destroy();
+  copy.free();
 }

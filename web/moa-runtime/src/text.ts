@@ -55,16 +55,20 @@ export class TextCodec {
     });
   }
 
-  /** The conversation as the model was trained to read it, up to where the answer begins. */
-  render(messages: readonly ChatMessage[], addGenerationPrompt = true): string {
+  /**
+   * The conversation as the model was trained to read it, up to where the answer begins; `variables` are for the
+   * template.
+   */
+  render(messages: readonly ChatMessage[], variables: Readonly<Record<string, unknown>> = {}): string {
     if (!this.#template) {
       throw new MoaError("no-tokenizer", "the bundle has no chat template", { hint: "use generate() with ids of your own" });
     }
     try {
       return this.#template.render({
         ...this.#specialTokens,
+        add_generation_prompt: true,
+        ...variables,
         messages,
-        add_generation_prompt: addGenerationPrompt,
       });
     } catch (error) {
       throw new MoaError("bad-argument", `the chat template refuses these messages: ${String(error)}`, { cause: error });

@@ -3,12 +3,8 @@
  * so a worker can load it without a bundler.
  */
 
-import init, * as wasm from "../wasm/moa_runtime_web.js";
-import type { NativeModule } from "./bindings.js";
 import { attachHost } from "./host.js";
 import type { Port } from "./protocol.js";
+import { startModule } from "./start.js";
 
-attachHost(self as unknown as Port, async (wasmUrl): Promise<NativeModule> => {
-  await (wasmUrl === undefined ? init() : init({ module_or_path: wasmUrl }));
-  return wasm;
-});
+attachHost(self as unknown as Port, startModule);

@@ -7,14 +7,15 @@ import { continuation, FakeEngine } from "./fakes.mjs";
 
 const prompt = Array.from({ length: 30 }, (_, i) => i);
 
-async function run(session, ids, { maxTokens = 20, stopIds = [], signal = new AbortController().signal, onTokens } = {}) {
+async function run(session, ids, { maxTokens = 20, stopIds = [], signal = new AbortController().signal, onTokens, sampling = {}, ...more } = {}) {
   const tokens = [];
+  const logprobs = [];
   const { reason, stats } = await session.generate(
-    { ids, maxTokens, stopIds, sampling: {} },
-    { onPrefill: () => undefined, onTokens: (more) => { tokens.push(...more); onTokens?.(more); } },
+    { ids, maxTokens, stopIds, sampling, ...more },
+    { onPrefill: () => undefined, onTokens: (ids, probable) => { tokens.push(...ids); logprobs.push(...(probable ?? [])); return onTokens?.(ids); } },
     signal,
   );
-  return { tokens, reason, stats };
+  return { tokens, reason, stats, logprobs };
 }
 
 test("tokens are those of the model, whatever the batches", async () => {
@@ -120,4 +121,134 @@ test("a prompt that leaves no room is refused, and an answer never outgrows the 
   const { tokens, reason } = await run(session, prompt, { maxTokens: 100 });
   assert.equal(tokens.length, 2);
   assert.equal(reason, "length");
+});
+
+/** A conversation of turns whose answers are longer than the slack. */
+async function conversation(session, turns) {
+  const prompts = [];
+  let ids = [];
+  for (let turn = 0; turn < turns; turn++) {
+    ids = [...ids, ...Array.from({ length: 80 }, (_, i) => 100 * turn + i)];
+    prompts.push(ids);
+    const { tokens, stats } = await run(session, ids, { maxTokens: 100 });
+    assert.deepEqual(tokens, continuation(ids, 100));
+    // All but the last token of the answer before were in the cache.
+    assert.equal(stats.cachedTokens, turn === 0 ? 0 : ids.length - 81);
+    ids = [...ids, ...tokens];
+  }
+  return prompts;
+}
+const prefilled = (engine) => engine.calls.filter(([kind]) => kind === "prefill").reduce((sum, [, count]) => sum + count, 0);
+
+test("another try at an answer starts from the copy at the end of its prompt", async () => {
+  const engine = new FakeEngine({ context: 1000 });
+  const session = new Session(engine, 32, 1e6);
+  const prompts = await conversation(session, 3);
+  for (const at of [2, 1, 2, 0]) {
+    engine.calls.length = 0;
+    const { tokens, stats } = await run(session, prompts[at], { maxTokens: 100 });
+    assert.deepEqual(tokens, continuation(prompts[at], 100));
+    assert.equal(prefilled(engine), 1, "only the token whose logits the answer begins with");
+    assert.equal(stats.cachedTokens, prompts[at].length - 1);
+  }
+});
+
+test("an edited turn starts from the last copy that it shares, or from within the slack of it", async () => {
+  const engine = new FakeEngine({ context: 1000 });
+  const session = new Session(engine, 32, 1e6);
+  const prompts = await conversation(session, 3);
+  // The second question begins otherwise: what is shared ends at the first answer, and the copy before it is used.
+  const edited = [...prompts[1].slice(0, 180), 900, 901];
+  engine.calls.length = 0;
+  const early = await run(session, edited, { maxTokens: 3 });
+  assert.deepEqual(early.tokens, continuation(edited, 3));
+  assert.deepEqual(engine.calls.find(([kind]) => kind === "restoreRings"), ["restoreRings", 80]);
+  assert.equal(prefilled(engine), 102);
+  // Its end differs: the copy of that very prompt is taken back by a few tokens.
+  const close = [...prompts[2].slice(0, -30), 900];
+  engine.calls.length = 0;
+  const late = await run(session, close, { maxTokens: 3 });
+  assert.deepEqual(late.tokens, continuation(close, 3));
+  assert.deepEqual(engine.calls[0], ["restoreRings", 440]);
+  assert.deepEqual(engine.calls[1], ["rewind", 30]);
+  assert.equal(prefilled(engine), 1);
+});
+
+test("copies stay within their bytes, oldest dropped first; none without room or need", async () => {
+  const engine = new FakeEngine({ context: 1000 });
+  const session = new Session(engine, 32, 5000);
+  await conversation(session, 3);
+  assert.equal(engine.copies, 1, "440 tokens at ten bytes");
+  const none = new FakeEngine({ context: 1000 });
+  await conversation(new Session(none, 32, 0), 3);
+  assert.equal(none.copies, 0);
+  const dense = new FakeEngine({ context: 1000, unwrapped: 1000 });
+  await conversation(new Session(dense, 32, 1e6), 3);
+  assert.equal(dense.copies, 0, "where no ring forgets, a rewind does");
+  const full = new FakeEngine({ context: 1000 });
+  full.copyRings = async () => { throw Object.assign(new Error("no room"), { code: "out-of-memory" }); };
+  await conversation(new Session(full, 32, 1e6), 2);
+  session.close();
+  assert.equal(engine.copies, 0);
+});
+
+test("a saved cache goes on in another engine", async () => {
+  const session = new Session(new FakeEngine(), 32);
+  const { tokens } = await run(session, prompt, { maxTokens: 10 });
+  const saved = await session.save();
+  assert.deepEqual(saved.ids, [...prompt, ...tokens.slice(0, -1)]);
+  const other = new FakeEngine();
+  const later = new Session(other, 32);
+  // The stand-in stores ids as bytes.
+  await later.restore({ ...saved, ids: saved.ids.map((id) => id % 256) });
+  const next = [...saved.ids.map((id) => id % 256), 5];
+  const { stats } = await run(later, next, { maxTokens: 3 });
+  assert.equal(stats.cachedTokens, saved.ids.length);
+  await assert.rejects(later.restore({ ...saved, layers: [] }), { code: "bad-argument" });
+});
+
+test("probabilities come with the tokens, and change none", async () => {
+  const { tokens, logprobs } = await run(new Session(new FakeEngine(), 32), prompt, { logprobs: 2 });
+  assert.deepEqual(tokens, continuation(prompt, 20));
+  assert.deepEqual(logprobs.map(({ id }) => id), tokens);
+  const normalizer = Math.log(Math.exp(10) + Math.exp(9) + 1007);
+  for (const { id, logprob, top } of logprobs) {
+    assert.ok(Math.abs(logprob - (10 - normalizer)) < 1e-6);
+    assert.deepEqual(top.map((one) => one.id), [id, (id + 1) % 1009]);
+    assert.ok(Math.abs(top[1].logprob - (9 - normalizer)) < 1e-6);
+  }
+});
+
+test("penalties lead away from what the answer holds, and are taken up again where an answer goes on", async () => {
+  // A model that would say the same token for ever.
+  const stuck = () => {
+    const engine = new FakeEngine();
+    engine.logits = async function () {
+      if (this.pending !== undefined) this.cache.push(this.pending);
+      this.pending = undefined;
+      return Float32Array.from([3, 2.5, 2, 0]);
+    };
+    return engine;
+  };
+  const ask = (penalties, more = {}) => run(new Session(stuck(), 32), prompt, { maxTokens: 6, penalties: { presence: 0, frequency: 0, repetition: 1, ...penalties }, ...more });
+  assert.deepEqual((await ask({})).tokens, [0, 0, 0, 0, 0, 0]);
+  assert.deepEqual((await ask({ presence: 0.75 })).tokens, [0, 1, 0, 0, 0, 0], "once off for all: 2.25, 1.75, 2");
+  assert.deepEqual((await ask({ frequency: 0.75 })).tokens, [0, 1, 0, 2, 1, 0]);
+  assert.deepEqual((await ask({ repetition: 4 }, { ids: [9] })).tokens.slice(0, 3), [0, 1, 2]);
+  const half = await ask({ frequency: 0.75 }, { maxTokens: 3 });
+  const rest = await run(new Session(stuck(), 32), [...prompt, ...half.tokens], { maxTokens: 3, answered: 3, penalties: { presence: 0, frequency: 0.75, repetition: 1 } });
+  assert.deepEqual([...half.tokens, ...rest.tokens], [0, 1, 0, 2, 1, 0]);
+  assert.equal(rest.stats.completionTokens, 6);
+  assert.equal(rest.stats.promptTokens, prompt.length);
+});
+
+test("a reader that lags holds the engine", async () => {
+  const engine = new FakeEngine();
+  let open;
+  const waiting = run(new Session(engine, 32), prompt, { maxTokens: 50, onTokens: () => new Promise((resolve) => (open = resolve)) });
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.equal(engine.calls.filter(([kind]) => kind === "decode").length, 1);
+  const timer = setInterval(() => open(), 1);
+  assert.equal((await waiting).tokens.length, 50);
+  clearInterval(timer);
 });

@@ -6,26 +6,29 @@ import { MessageChannel } from "node:worker_threads";
 import { Client } from "../dist/client.js";
 import { MoaError } from "../dist/errors.js";
 import { attachHost } from "../dist/host.js";
-import { continuation, FakeEngine, fakeFetch, fakeModule } from "./fakes.mjs";
+import { continuation, FakeEngine, fakeFetch, fakeModule, fakeNavigator, shardEntry } from "./fakes.mjs";
 
 const prompt = Array.from({ length: 30 }, (_, i) => i);
-const shards = [{ url: "http://bundle.test/w", bytes: 40 }];
 const files = { "/w": Uint8Array.from({ length: 40 }, (_, i) => i) };
+const shards = [shardEntry("w", files["/w"])];
 
-async function connect(t, engine = new FakeEngine()) {
+async function connect(t, engine = new FakeEngine(), ...spares) {
   const { port1, port2 } = new MessageChannel();
   const undo = fakeFetch(files);
-  t.after(() => { port1.close(); port2.close(); undo(); });
-  attachHost(port2, async () => fakeModule(engine));
+  const undoNavigator = fakeNavigator();
+  t.after(() => { port1.close(); port2.close(); undo(); undoNavigator(); });
+  attachHost(port2, async () => fakeModule([engine, ...spares]));
   port2.start();
-  const client = new Client(port1);
+  const recoveries = [];
+  const client = new Client(port1, (recovery) => recoveries.push(recovery));
   port1.start();
+  const location = { kind: "url", url: "http://bundle.test/manifest.json" };
   const load = (signal) => client.load(
-    { manifestJson: "{}", shards, planName: "p", planBytes: undefined, contextLength: 256, wasmUrl: undefined, options: {} },
+    { location, manifestJson: "{}", shards, planName: "p", planBytes: undefined, contextLength: 256, wasmUrl: undefined, options: {}, cache: undefined },
     (progress) => engine.progress?.push(progress),
     signal,
   );
-  return { client, engine, load };
+  return { client, engine, load, recoveries };
 }
 
 async function collect(stream) {
@@ -101,4 +104,99 @@ test("a dead worker fails what waits and what comes", async (t) => {
   setTimeout(() => client.die(new MoaError("unloaded", "the engine was unloaded")), 5);
   await assert.rejects(waiting, { code: "unloaded" });
   await assert.rejects(collect(client.generate(request(prompt))), { code: "unloaded" });
+});
+
+/** An engine whose device is lost when it has made `after` tokens. */
+function mortal(after, message = "device-lost") {
+  const engine = new FakeEngine();
+  let made = 0;
+  const { decode } = FakeEngine.prototype;
+  engine.decode = async function (count) {
+    if (made + count > after) {
+      // Some failures come before the word that the device is lost.
+      if (message === "device-lost") engine.lostReason = "driver reset";
+      else {
+        setTimeout(() => (engine.lostReason = "driver reset"), 5);
+        throw new Error(message);
+      }
+    }
+    made += count;
+    return decode.call(this, count);
+  };
+  return engine;
+}
+
+for (const after of [0, 1, 5, 13]) {
+  for (const message of ["device-lost", "the mapping was refused"]) {
+    test(`a device that is lost after ${after} tokens (${message}) is replaced, and the stream goes on as if nothing had been`, async (t) => {
+      const first = mortal(after, message);
+      const { client, load, recoveries } = await connect(t, first, new FakeEngine());
+      await load();
+      const events = [];
+      for await (const event of client.generate(request(prompt, 20))) events.push(event);
+      assert.deepEqual(events.flatMap((event) => (event.kind === "tokens" ? event.ids : [])), continuation(prompt, 20));
+      const { stats } = events.at(-1);
+      assert.deepEqual([stats.recoveries, stats.completionTokens, stats.promptTokens], [1, 20, prompt.length]);
+      assert.ok(first.freed);
+      assert.match(recoveries[0].reason, /driver reset/);
+      assert.equal(recoveries.at(-1).progress.phase, "ready");
+    });
+  }
+}
+
+test("a device that is lost between requests, or under logits, is replaced as well", async (t) => {
+  const first = new FakeEngine();
+  const { client, load } = await connect(t, first, new FakeEngine());
+  await load();
+  await collect(client.generate(request(prompt)));
+  first.lostReason = "gone overnight";
+  assert.equal((await client.logits(prompt)).length, 1009);
+  assert.deepEqual(await collect(client.generate(request(prompt))), continuation(prompt, 8));
+});
+
+test("devices that are lost again and again, or cannot be had, end with a typed error", async (t) => {
+  const again = await connect(t, mortal(2), mortal(2), mortal(2), mortal(2), mortal(2));
+  await again.load();
+  await assert.rejects(collect(again.client.generate(request(prompt, 50))), { code: "device-lost" });
+  const none = await connect(t, mortal(2));
+  await none.load();
+  await assert.rejects(collect(none.client.generate(request(prompt, 50))), (error) => error.code === "device-lost" && /could not be replaced: no adapter/.test(error.message));
+  await assert.rejects(collect(none.client.generate(request(prompt))), { code: "unloaded" });
+});
+
+test("a snapshot crosses the channel, and fits its own engine only", async (t) => {
+  const { client, load } = await connect(t);
+  await load();
+  const made = await collect(client.generate(request(prompt)));
+  const snapshot = await client.snapshot();
+  assert.deepEqual(snapshot.ids, [...prompt, ...made.slice(0, -1)]);
+  await client.restore(snapshot);
+  await assert.rejects(client.restore({ ...snapshot, of: "another" }), { code: "bad-argument" });
+});
+
+test("unloading in the middle of a stream frees the engine, and fails what waits", async (t) => {
+  const { client, engine, load } = await connect(t);
+  await load();
+  engine.beforeStep = () => new Promise((resolve) => setTimeout(resolve, 5));
+  const refused = assert.rejects(collect(client.generate(request(prompt, 200))), { code: "unloaded" });
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  await client.unload(new MoaError("unloaded", "the engine was unloaded"));
+  await refused;
+  assert.ok(engine.freed);
+  await assert.rejects(client.logits(prompt), { code: "unloaded" });
+});
+
+test("a reader that takes nothing holds the engine within what can be taken back", async (t) => {
+  const { client, engine, load } = await connect(t);
+  await load();
+  const stream = client.generate(request(prompt, 200));
+  let seen = 0;
+  for await (const event of stream) {
+    if (event.kind !== "tokens") continue;
+    seen += event.ids.length;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    const ahead = engine.calls.filter(([kind]) => kind === "decode").reduce((sum, [, count]) => sum + count, 0) - seen;
+    assert.ok(ahead <= 64, `${ahead} tokens ahead`);
+    if (seen > 20) break;
+  }
 });

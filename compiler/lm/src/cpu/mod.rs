@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use self::gemm::{Matrix, MatrixMut, Store, Threads};
 use crate::{
-    Attended, AttentionBackward, AttentionGradients, AttentionShape, Device, KvCache, Linear,
+    Attended, AttentionBackward, AttentionGradients, AttentionShape, Device, Keep, KvCache, Linear,
     Projected, Result, RopeTable, Turn,
 };
 
@@ -49,7 +49,7 @@ impl Device for Cpu {
         Ok(buffer.clone())
     }
 
-    fn zeros(&self, len: usize) -> Result<Vec<f32>> {
+    fn zeros(&self, len: usize, _keep: Keep) -> Result<Vec<f32>> {
         Ok(vec![0.0; len])
     }
 
@@ -66,13 +66,12 @@ impl Device for Cpu {
         values: &Vec<f32>,
         dim: usize,
         rows: &[u32],
-        total_rows: usize,
-    ) -> Result<Vec<f32>> {
-        let mut matrix = vec![0.0; total_rows * dim];
+        into: &mut Vec<f32>,
+    ) -> Result<()> {
         for (&row, values) in rows.iter().zip(values.chunks_exact(dim)) {
-            matrix[row as usize * dim..][..dim].copy_from_slice(values);
+            into[row as usize * dim..][..dim].copy_from_slice(values);
         }
-        Ok(matrix)
+        Ok(())
     }
 
     fn matmul(
@@ -80,6 +79,7 @@ impl Device for Cpu {
         x: &Vec<f32>,
         linear: &Linear<Vec<f32>>,
         addend: Option<Vec<f32>>,
+        _keep: Keep,
     ) -> Result<Vec<f32>> {
         let Linear {
             inputs, outputs, ..
@@ -111,6 +111,7 @@ impl Device for Cpu {
         d_y: &Vec<f32>,
         linear: &Linear<Vec<f32>>,
         addend: Option<Vec<f32>>,
+        _keep: Keep,
     ) -> Result<Vec<f32>> {
         let Linear {
             inputs, outputs, ..

@@ -8,7 +8,7 @@
 use moa_mask::{HeadMask, HeadRule, MaskGrid, ModelMasks};
 
 use crate::random_model::model;
-use crate::{Cpu, LmError, Session};
+use crate::{Cpu, KvPrecision, LmError, Session};
 
 const CONTEXT: u32 = 700;
 
@@ -241,4 +241,31 @@ fn the_context_ends_where_it_was_declared() {
     assert!(lm.session(Some(&ModelMasks::dense(1, 2)), 10).is_err());
     let bytes = session.kv_bytes().unwrap();
     assert_eq!(bytes.cache, 2 * 2 * 10 * 8 * 2 * 4);
+}
+
+#[test]
+fn an_eight_bit_cache_changes_little_and_only_while_it_is_asked_for() {
+    let lm = model();
+    let ids: Vec<u32> = (0..80).map(|i| (i * 37 + 5) % 101).collect();
+    let full = lm.logits(&ids, None, &()).unwrap();
+    lm.set_kv_precision(KvPrecision::Int8);
+    let rounded = lm.logits(&ids, None, &()).unwrap();
+    let mut session = lm.session(None, 100).unwrap();
+    let last = session.prefill(&ids).unwrap();
+    lm.set_kv_precision(KvPrecision::Full);
+    assert_eq!(lm.logits(&ids, None, &()).unwrap(), full);
+    let largest = |values: &[f32]| {
+        values
+            .iter()
+            .fold(0.0_f32, |most, value| most.max(value.abs()))
+    };
+    let distance = |a: &[f32], b: &[f32]| {
+        let difference: Vec<f32> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+        largest(&difference)
+    };
+    let off = distance(&full, &rounded) / largest(&full);
+    assert!(off > 1e-5 && off < 0.05, "{off}");
+    // Sessions round as whole texts do.
+    let tail = &rounded[rounded.len() - last.len()..];
+    assert!(distance(tail, &last) < 1e-3 * largest(&full));
 }

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
+mod turns;
+
 use bytemuck::cast_slice;
 use moa_format::{DType, KV_VALUE_BYTES};
 use moa_mask::{ModelMasks, PREFILL_CHUNK, RingLayout, SLACK, memory};

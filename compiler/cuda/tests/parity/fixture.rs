@@ -1,0 +1,147 @@
+//! Checkpoints, random models and devices.
+
+use std::path::PathBuf;
+
+use moa_cuda::Cuda;
+use moa_format::{Family, ModelConfig, RopeConfig};
+use moa_lm::{Cpu, Device, Lm, WeightError, WeightSource};
+use moa_mask::{HeadRule, MaskGrid, ModelMasks};
+use moa_model::Checkpoint;
+
+pub(crate) fn fixtures() -> PathBuf {
+    std::env::var_os("MOA_FIXTURES").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures"),
+        PathBuf::from,
+    )
+}
+
+pub(crate) fn cuda<T: moa_kernels::Element + std::fmt::Debug + Send + Sync>() -> Cuda<T> {
+    // Compiled kernels are shared by all tests.
+    let cache = std::env::temp_dir().join("moa-test-kernels");
+    Cuda::open(Some(&cache)).unwrap_or_else(|error| panic!("{error}; {}", error.hint()))
+}
+
+/// A checkpoint as a source of weights.
+pub(crate) struct Weights(pub(crate) Checkpoint);
+
+impl WeightSource for Weights {
+    fn config(&self) -> &ModelConfig {
+        self.0.config()
+    }
+
+    fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, WeightError> {
+        let tensor = self.0.tensor(name).and_then(|tensor| tensor.to_f32());
+        tensor.map_err(|error| WeightError::new(name, error))
+    }
+}
+
+pub(crate) fn tiny(name: &str) -> Weights {
+    Weights(Checkpoint::open_weights(fixtures().join(name)).unwrap())
+}
+
+/// Random weights of a given shape, the same for the same names.
+pub(crate) struct Random(pub(crate) ModelConfig);
+
+impl WeightSource for Random {
+    fn config(&self) -> &ModelConfig {
+        &self.0
+    }
+
+    fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, WeightError> {
+        let spec = moa_format::tensors(&self.0)
+            .into_iter()
+            .find(|spec| spec.name == name);
+        let spec = spec.ok_or_else(|| WeightError::new(name, "no such tensor"))?;
+        let mut state = name.bytes().fold(7u32, |state, byte| {
+            state.wrapping_mul(31).wrapping_add(u32::from(byte))
+        });
+        let norm = name.contains("norm");
+        let inputs = u16::try_from(spec.cols).unwrap_or(u16::MAX);
+        let scale = if norm {
+            0.1
+        } else {
+            2.0 / f32::from(inputs).sqrt()
+        };
+        let shift = if norm { 1.0 } else { 0.0 };
+        Ok((0..spec.len())
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let bits = u16::try_from(state >> 16).unwrap_or(0);
+                (f32::from(bits) / 32768.0 - 1.0) * scale + shift
+            })
+            .collect())
+    }
+}
+
+/// A small random model: layers, query heads, KV heads, channels.
+pub(crate) fn random(layers: u32, heads: u32, kv_heads: u32, head_dim: u32) -> Random {
+    Random(ModelConfig {
+        family: Family::Llama,
+        layers,
+        hidden_dim: heads * head_dim,
+        ffn_dim: heads * head_dim * 2,
+        heads,
+        kv_heads,
+        head_dim,
+        vocab_size: 601,
+        rms_norm_eps: 1e-5,
+        rope: RopeConfig {
+            theta: 1e4,
+            scaling: None,
+        },
+        tied_embeddings: kv_heads == 1,
+        qkv_bias: kv_heads == 1,
+        max_context: 8192,
+        bos: None,
+        eos: vec![],
+    })
+}
+
+pub(crate) fn load<D: Device>(device: D, source: &dyn WeightSource) -> Lm<D> {
+    Lm::load(device, source, &()).unwrap()
+}
+
+pub(crate) fn on_cpu(source: &dyn WeightSource) -> Lm<Cpu> {
+    load(Cpu, source)
+}
+
+/// Ids that look like a text with repetitions.
+pub(crate) fn ids(len: u32, vocab: u32) -> Vec<u32> {
+    (0..len)
+        .map(|i| (i * i % 97 + 31 * (i % 13) + i / 50) % vocab)
+        .collect()
+}
+
+/// Masks of explicit spans `[layer][kv_head]`.
+pub(crate) fn exact_masks(spans: &[Vec<u32>], sink: u32, context: u32) -> ModelMasks {
+    let rules: Vec<Vec<HeadRule>> = spans
+        .iter()
+        .map(|layer| layer.iter().map(|&span| HeadRule::Exact { span }).collect())
+        .collect();
+    ModelMasks::from_rules(&rules, context, MaskGrid::new(sink, sink.max(1)).unwrap()).unwrap()
+}
+
+/// Spans that differ from head to head, all of them hiding something of a long text.
+pub(crate) fn ragged(config: &ModelConfig, sink: u32, context: u32) -> ModelMasks {
+    let spans: Vec<Vec<u32>> = (0..config.layers)
+        .map(|layer| {
+            (0..config.kv_heads)
+                .map(|head| sink + 1 + (layer * 53 + head * 91) % (context / 2))
+                .collect()
+        })
+        .collect();
+    exact_masks(&spans, sink, context)
+}
+
+/// Largest difference, in parts of the largest expected magnitude.
+pub(crate) fn part<A: Copy + Into<f64>, B: Copy + Into<f64>>(actual: &[A], expected: &[B]) -> f64 {
+    assert_eq!(actual.len(), expected.len());
+    let (mut worst, mut largest) = (0.0f64, 0.0f64);
+    for (&actual, &expected) in actual.iter().zip(expected) {
+        let (actual, expected): (f64, f64) = (actual.into(), expected.into());
+        assert!(actual.is_finite() && expected.is_finite());
+        worst = worst.max((actual - expected).abs());
+        largest = largest.max(expected.abs());
+    }
+    worst / largest.max(f64::MIN_POSITIVE)
+}

@@ -1,0 +1,551 @@
+//! Finding a plan by measuring plans: in steps that re-linearise, or on a front of weights.
+//!
+//! ```text
+//! calibration --part 0, 1, ..--> profiles at the plan so far --> programme --> plan --+
+//!      |                                   ^                                          |
+//!      +--held out--> bench: what a plan costs, measured <----------------------------+
+//! ```
+//!
+//! Everything that took time waits in the work folder: finished samples of profiles and single measurements. The rest is
+//! deterministic, so a search that was interrupted is simply run again and goes through what it had.
+
+mod front;
+mod measure;
+mod steps;
+mod study;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use moa_format::Plan;
+use moa_lm::LossKind;
+use moa_mask::MaskGrid;
+use serde::Serialize;
+
+use crate::calibrate::Sample;
+use crate::calibration::{self, Wish};
+use crate::cli::{ProfileArgs, SearchArgs, SearchChoice, SolveArgs};
+use crate::effort::preset;
+use crate::evaluate::{Scorer, scorer_of};
+use crate::files::{FileError, parent};
+use crate::hint::Told;
+use crate::interrupt;
+use crate::pipeline::{self, Opened};
+use crate::plans;
+use crate::printer::Printer;
+use crate::profile::{
+    Chosen, CostSpec, Curves, ProfileSpec, Programme, Scale, SolveReport, SolveSpec, costs,
+    is_text, plan_name, provenance, report, table,
+};
+
+pub(crate) use measure::{Bench, Measured};
+pub(crate) use steps::{Step, StepKind};
+pub(crate) use study::{Ranked, StudySpec, is_group, study};
+
+pub(crate) use front::undominated;
+
+use front::members;
+use steps::{Landscape, StepSpec};
+
+/// A plan that was searched for, and how.
+#[derive(Debug, Serialize)]
+pub(crate) struct Searched {
+    #[serde(skip)]
+    pub(crate) plan: Plan,
+    pub(crate) plan_name: String,
+    pub(crate) plan_hash: String,
+    pub(crate) density: f64,
+    pub(crate) report: SolveReport,
+    /// What the plan measures on held-out samples; absent where nothing was measured.
+    pub(crate) measured: Option<Measured>,
+    /// Labels of the members of a front that no other beats in both task and text.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) front: Vec<String>,
+    pub(crate) steps: Vec<Step>,
+}
+
+/// What a search is asked for.
+pub(crate) struct Job<'a> {
+    pub(crate) opened: &'a Opened,
+    pub(crate) profile: &'a ProfileArgs,
+    pub(crate) solve: &'a SolveArgs,
+    pub(crate) search: &'a SearchArgs,
+    pub(crate) how: SearchChoice,
+    pub(crate) context: u32,
+    pub(crate) work: &'a Path,
+    pub(crate) printer: &'a Printer,
+}
+
+/// Finds one plan for every density that is asked for, in that order.
+pub(crate) fn run(job: &Job<'_>) -> anyhow::Result<Vec<Searched>> {
+    job.check()?;
+    let densities = &job.solve.density;
+    let specs: Vec<SolveSpec> = densities
+        .iter()
+        .map(|&density| pipeline::solve_spec(job.solve, density, job.context, job.profile.seed))
+        .collect();
+    for spec in &specs {
+        // A wish that no profile can fulfil is refused before minutes are spent on one.
+        pipeline::check_budget(job.profile, job.opened.source.config(), spec)?;
+    }
+    // The profile of the dense model serves every density.
+    let curves = pipeline::profile(
+        job.opened,
+        job.profile,
+        job.context,
+        None,
+        job.work,
+        job.printer,
+    )?;
+    let mut found = Vec::new();
+    for spec in &specs {
+        found.push(match job.how {
+            SearchChoice::OneShot => job.one_shot(&curves, spec)?,
+            SearchChoice::Steps => job.steps(&curves, spec)?,
+            SearchChoice::Front => job.front(&curves, spec)?,
+        });
+    }
+    Ok(found)
+}
+
+impl Job<'_> {
+    fn check(&self) -> anyhow::Result<()> {
+        let mut seen = BTreeSet::new();
+        for &density in &self.solve.density {
+            if !seen.insert(plan_name(density)) {
+                return Err(Told::new(
+                    format!("--density has {density} twice"),
+                    "name each density once",
+                )
+                .into());
+            }
+        }
+        let args = self.search;
+        for (what, got, good) in [
+            (
+                "--damping",
+                args.damping,
+                (0.0..=1.0).contains(&args.damping),
+            ),
+            (
+                "--trust",
+                args.trust,
+                args.trust >= 0.0 && args.trust <= 1.0,
+            ),
+            (
+                "--text-weight",
+                args.text_weight,
+                args.text_weight >= 0.0 && args.text_weight.is_finite(),
+            ),
+        ] {
+            if !good {
+                return Err(Told::new(
+                    format!("{what} is {got}, expected 0 to 1 (--text-weight: 0 or more)"),
+                    format!("leave {what} out for its default"),
+                )
+                .into());
+            }
+        }
+        if self.how == SearchChoice::Steps && args.steps == Some(0) {
+            return Err(Told::new("--steps is 0, expected at least 1", "use --steps 3").into());
+        }
+        Ok(())
+    }
+
+    fn programme(&self, curves: &Curves, spec: &SolveSpec) -> Programme {
+        let profiled: Vec<u32> = curves.lengths.keys().copied().collect();
+        spec.programme((curves.layers, curves.kv_heads), curves.grid, &profiled)
+    }
+
+    fn one_shot(&self, curves: &Curves, spec: &SolveSpec) -> anyhow::Result<Searched> {
+        let (plan, report) = crate::profile::solve(curves, spec)?;
+        Ok(Searched {
+            plan_name: plan.name.clone(),
+            plan_hash: plan.hash(),
+            plan,
+            density: spec.density,
+            report,
+            measured: None,
+            front: Vec::new(),
+            steps: Vec::new(),
+        })
+    }
+
+    /// Held-out samples: none that a profile of this search takes.
+    fn bench(&self, curves: &Curves) -> anyhow::Result<Bench<'_>> {
+        let preset = preset(self.profile, self.context);
+        let profiled: Vec<u32> = curves.lengths.keys().copied().collect();
+        let lengths = if self.search.held_out_lengths.is_empty() {
+            with_between(&profiled)
+        } else {
+            self.search.held_out_lengths.clone()
+        };
+        let wish = Wish {
+            lengths,
+            count: self.search.held_out.unwrap_or(preset.samples),
+            after: preset.samples * self.parts(),
+            ..Wish::of(self.profile, &preset)
+        };
+        let gathered = calibration::gather(self.opened, &wish, self.printer)?;
+        let log = self.work.join("measured.jsonl");
+        Bench::open(
+            gathered.samples,
+            self.opened.source_sha256.clone(),
+            self.search.text_weight,
+            Some(&log),
+            self.printer,
+            interrupt::flag(),
+        )
+    }
+
+    /// Tightening steps and rounds.
+    fn counts(&self) -> (usize, usize) {
+        let preset = preset(self.profile, self.context);
+        (
+            self.search.steps.unwrap_or(preset.steps),
+            self.search.rounds.unwrap_or(preset.rounds),
+        )
+    }
+
+    /// Sets of samples that profiles may take.
+    fn parts(&self) -> usize {
+        match self.how {
+            SearchChoice::Steps => {
+                let (steps, rounds) = self.counts();
+                steps + rounds
+            }
+            _ => 1,
+        }
+    }
+
+    fn steps(&self, curves: &Curves, spec: &SolveSpec) -> anyhow::Result<Searched> {
+        let programme = self.programme(curves, spec);
+        let cancel = interrupt::flag();
+        let scorer = scorer_of(self.opened.lm(self.printer)?, &self.opened.source, cancel);
+        let mut model = Model {
+            job: self,
+            curves,
+            spec,
+            programme: &programme,
+            scorer: &*scorer,
+            bench: self.bench(curves)?,
+            cancel,
+        };
+        let (steps, rounds) = self.counts();
+        let wanted = StepSpec {
+            density: spec.density,
+            steps,
+            rounds,
+            damping: self.search.damping,
+            trust: self.search.trust,
+            exchanges: self.search.exchanges,
+        };
+        let found = steps::search(&programme, &wanted, &mut model)?;
+        let chosen = as_chosen(&found.best);
+        self.searched(
+            curves,
+            spec,
+            &programme,
+            &chosen,
+            found.best.clone(),
+            found.steps,
+        )
+    }
+
+    fn front(&self, curves: &Curves, spec: &SolveSpec) -> anyhow::Result<Searched> {
+        let programme = self.programme(curves, spec);
+        let cancel = interrupt::flag();
+        let scorer = scorer_of(self.opened.lm(self.printer)?, &self.opened.source, cancel);
+        let mut bench = self.bench(curves)?;
+        let kinds: BTreeSet<&String> = curves
+            .lengths
+            .values()
+            .flat_map(|length| length.kinds.keys())
+            .collect();
+        let lengths: Vec<u32> = curves.lengths.keys().copied().collect();
+        let dense = programme.dense();
+        let mut steps: Vec<Step> = Vec::new();
+        let mut best: Option<(usize, Chosen)> = None;
+        let all = members(
+            &spec.cost,
+            &lengths,
+            kinds.iter().any(|kind| !is_text(kind)),
+            kinds.iter().any(|kind| is_text(kind)),
+        );
+        for member in all {
+            let chosen = programme.solve(&table(curves, &member.cost, &programme), spec.density)?;
+            if steps.iter().any(|step| step.choice == chosen.rules()) {
+                continue;
+            }
+            let measured = bench.measure(&*scorer, &|length| {
+                steps::masks(&programme, chosen.rules(), length)
+            })?;
+            let better = best
+                .as_ref()
+                .is_none_or(|(at, _)| measured.loss < steps[*at].measured.loss);
+            let step = Step {
+                kind: StepKind::Front,
+                number: steps.len(),
+                density: spec.density,
+                radius: None,
+                moved: programme.moved(&dense, chosen.rules()),
+                predicted: None,
+                measured,
+                accepted: better,
+                label: Some(member.label),
+                choice: chosen.rules().to_vec(),
+            };
+            self.trace(&programme, spec, &step)?;
+            if better {
+                best = Some((steps.len(), chosen));
+            }
+            steps.push(step);
+        }
+        let Some((at, chosen)) = best else {
+            return Err(crate::exit::Internal("a front without plans".into()).into());
+        };
+        let step = steps[at].clone();
+        self.searched(curves, spec, &programme, &chosen, step, steps)
+    }
+
+    fn searched(
+        &self,
+        curves: &Curves,
+        spec: &SolveSpec,
+        programme: &Programme,
+        chosen: &Chosen,
+        best: Step,
+        steps: Vec<Step>,
+    ) -> anyhow::Result<Searched> {
+        let mut origin = provenance(curves, spec, programme, chosen);
+        let mut note = |key: &str, value: String| origin.notes.insert(key.to_owned(), value);
+        let number =
+            |value: Option<f64>| value.map_or("none".into(), |value| format!("{value:.6}"));
+        note("search", format!("{:?}", self.how).to_lowercase());
+        note("measured_task", number(best.measured.task));
+        note("measured_text", number(best.measured.text));
+        if self.how == SearchChoice::Steps {
+            // No programme proved anything about this plan.
+            origin.notes.remove("gap");
+            origin.estimator = Some(format!(
+                "{}, then {}",
+                spec.cost.estimator.name(),
+                moa_lm::Estimator::from(self.search.step_estimator).name()
+            ));
+        }
+        let points: Vec<(f64, f64)> = steps
+            .iter()
+            .map(|step| {
+                let part = |value: Option<f64>| value.unwrap_or(0.0);
+                (part(step.measured.task), part(step.measured.text))
+            })
+            .collect();
+        let front = if self.how == SearchChoice::Front {
+            undominated(&points)
+                .into_iter()
+                .filter_map(|at| steps[at].label.clone())
+                .collect()
+        } else {
+            Vec::new()
+        };
+        let plan = programme.plan(chosen.rules(), &plan_name(spec.density), origin);
+        Ok(Searched {
+            plan_name: plan.name.clone(),
+            plan_hash: plan.hash(),
+            plan,
+            density: spec.density,
+            report: report(programme, chosen),
+            measured: Some(best.measured),
+            front,
+            steps,
+        })
+    }
+
+    /// Says what a step was, and writes it to the trace.
+    fn trace(&self, programme: &Programme, spec: &SolveSpec, step: &Step) -> anyhow::Result<()> {
+        let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.4}"));
+        self.printer.say(format!(
+            "density {:.4} {}: moved {:.3}, task {}, text {}, loss {:.4}{}",
+            step.density,
+            step.label
+                .clone()
+                .unwrap_or_else(|| format!("{:?} {}", step.kind, step.number)),
+            step.moved,
+            number(step.measured.task),
+            number(step.measured.text),
+            step.measured.loss,
+            if step.accepted { ", best so far" } else { "" }
+        ));
+        let Some(path) = &self.search.trace else {
+            return Ok(());
+        };
+        let spans: BTreeMap<u32, Vec<u32>> = programme
+            .lengths
+            .iter()
+            .map(|&length| {
+                let span = |&rule: &usize| programme.rules[rule].span(length, programme.grid);
+                (length, step.choice.iter().map(span).collect())
+            })
+            .collect();
+        let mut line = serde_json::to_value(step)?;
+        line["target"] = spec.density.into();
+        line["spans"] = serde_json::to_value(spans)?;
+        let write = || -> std::io::Result<()> {
+            std::fs::create_dir_all(parent(path))?;
+            let mut file = std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)?;
+            writeln!(file, "{line}")
+        };
+        write().map_err(|source| FileError::new("write", path, source))?;
+        Ok(())
+    }
+}
+
+/// Profiled lengths, and one half-way between each two, in whole blocks of 64: plans are also measured where no curve was.
+fn with_between(profiled: &[u32]) -> Vec<u32> {
+    let mut lengths = profiled.to_vec();
+    lengths.extend(
+        profiled
+            .windows(2)
+            .map(|pair| u32::midpoint(pair[0], pair[1]) / 64 * 64),
+    );
+    lengths.sort_unstable();
+    lengths.dedup();
+    lengths
+}
+
+/// A choice that was measured, whichever solve proposed it: what it costs is its measured loss.
+fn as_chosen(step: &Step) -> Chosen {
+    Chosen {
+        status: "measured",
+        solution: moa_solve::Solution {
+            rule_of_head: step.choice.clone(),
+            objective: step.measured.loss,
+            bound: step.measured.loss,
+            gap: 0.0,
+            secs: 0.0,
+            solver: "steps",
+        },
+    }
+}
+
+/// The model of a search in steps.
+struct Model<'a> {
+    job: &'a Job<'a>,
+    /// The dense profile.
+    curves: &'a Curves,
+    spec: &'a SolveSpec,
+    programme: &'a Programme,
+    scorer: &'a dyn Scorer,
+    bench: Bench<'a>,
+    cancel: &'a AtomicBool,
+}
+
+impl Model<'_> {
+    /// Profiles one part of the calibration at a plan: tasks by cross entropy, text by its divergence from dense.
+    fn profile(&self, at: &Plan, part: usize) -> anyhow::Result<Curves> {
+        let job = self.job;
+        let preset = preset(job.profile, job.context);
+        let wish = Wish {
+            after: preset.samples * part,
+            ..Wish::of(job.profile, &preset)
+        };
+        let gathered = calibration::gather(job.opened, &wish, job.printer)?;
+        let grid: MaskGrid = plans::grid(job.profile.sink, job.profile.block)?;
+        let mut all: Option<Curves> = None;
+        for (texts, loss) in [(false, LossKind::CrossEntropy), (true, LossKind::KlToDense)] {
+            let samples: BTreeMap<u32, Vec<Sample>> = gathered
+                .samples
+                .iter()
+                .map(|(&length, list)| {
+                    let of_group = list.iter().filter(|sample| is_text(&sample.kind) == texts);
+                    (length, of_group.cloned().collect())
+                })
+                .filter(|(_, list): &(u32, Vec<Sample>)| !list.is_empty())
+                .collect();
+            if samples.is_empty() {
+                continue;
+            }
+            let spec = ProfileSpec {
+                grid,
+                loss,
+                at: Some(at.clone()),
+                blocks: None,
+                source_sha256: job.opened.source_sha256.clone(),
+            };
+            let curves =
+                pipeline::profile_samples(job.opened, &samples, &spec, job.work, job.printer)?;
+            match &mut all {
+                None => all = Some(curves),
+                Some(all) => all.merge(curves),
+            }
+        }
+        all.ok_or_else(|| Told::new("the calibration is empty", "give samples").into())
+    }
+}
+
+impl Landscape for Model<'_> {
+    fn costs(&mut self, at: Option<&[usize]>, part: usize) -> anyhow::Result<Vec<f64>> {
+        let Some(choice) = at else {
+            return Ok(table(self.curves, &self.spec.cost, self.programme));
+        };
+        let plan = self
+            .programme
+            .plan(choice, "step", moa_format::Provenance::default());
+        let curves = self.profile(&plan, part)?;
+        // In nats, weighed as the measure weighs: the table predicts changes of what is accepted by.
+        let mut spec = CostSpec {
+            scale: Scale::Nats,
+            ..self.spec.cost.clone()
+        };
+        spec.estimator = self.job.search.step_estimator.into();
+        spec.kinds.entry("text".into()).or_insert(1.0);
+        for (kind, weight) in &mut spec.kinds {
+            if is_text(kind) {
+                *weight *= self.job.search.text_weight;
+            }
+        }
+        Ok(costs(
+            &curves,
+            &spec,
+            &self.programme.rules,
+            &self.programme.lengths,
+        ))
+    }
+
+    fn measure(&mut self, choice: &[usize]) -> anyhow::Result<Measured> {
+        let programme = self.programme;
+        self.bench.measure(self.scorer, &|length| {
+            steps::masks(programme, choice, length)
+        })
+    }
+
+    fn step(&mut self, step: &Step) -> anyhow::Result<()> {
+        if crate::interrupt::check(self.cancel).is_break() {
+            return Err(Told::new(
+                "interrupted",
+                "finished work is kept; run the same command again to go on",
+            )
+            .into());
+        }
+        self.job.trace(self.programme, self.spec, step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_also_measured_between_profiles() {
+        assert_eq!(
+            with_between(&[1024, 2048, 4096]),
+            [1024, 1536, 2048, 3072, 4096]
+        );
+        assert_eq!(with_between(&[1000]), [1000]);
+    }
+}
