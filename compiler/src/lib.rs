@@ -22,6 +22,7 @@ mod files;
 mod hint;
 mod ids;
 mod interrupt;
+mod journal;
 mod perplexity;
 mod pipeline;
 mod plans;

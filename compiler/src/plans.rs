@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use moa_format::{ImportOptions, ModelConfig, Plan};
-use moa_mask::{MaskGrid, ModelMasks};
+use moa_mask::{HeadRule, MaskGrid, ModelMasks};
 
 use crate::files::read_bounded;
 use crate::hint::Told;
@@ -83,6 +83,17 @@ pub(crate) fn masks(
             config.kv_heads as usize,
         )),
     }
+}
+
+/// The masks of rules in the order of the heads, layer by layer, at a declared context length.
+pub(crate) fn masks_of(
+    rules: &[HeadRule],
+    kv_heads: usize,
+    context: u32,
+    grid: MaskGrid,
+) -> anyhow::Result<ModelMasks> {
+    let layers: Vec<Vec<HeadRule>> = rules.chunks(kv_heads).map(<[HeadRule]>::to_vec).collect();
+    Ok(ModelMasks::from_rules(&layers, context, grid)?)
 }
 
 /// The grid of `--sink` and `--block`.

@@ -51,7 +51,8 @@ impl Estimator {
             .find(|estimator| estimator.name() == name)
     }
 
-    pub(crate) const fn index(self) -> usize {
+    /// Its place in [`Self::ALL`].
+    pub const fn index(self) -> usize {
         self as usize
     }
 }

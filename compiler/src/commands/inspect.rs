@@ -266,7 +266,7 @@ fn plan(path: &Path) -> anyhow::Result<(Value, String)> {
 }
 
 fn profile(path: &Path) -> anyhow::Result<(Value, String)> {
-    let curves = Curves::from_bytes(&read_bounded(path, FILE_LIMIT)?).with_context(|| {
+    let curves = Curves::from_file(path, || {
         Told::new(
             format!("{} is no profile", path.display()),
             "pass a model's folder, not one of its files",

@@ -2,26 +2,22 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
 use serde_json::json;
 
 use crate::cli::Solve;
-use crate::files::{read_bounded, write_atomic};
+use crate::files::write_atomic;
 use crate::hint::Told;
 use crate::pipeline::{DEFAULT_CONTEXT, solve_spec};
 use crate::printer::Printer;
 use crate::profile::{Curves, solve};
 
-const PROFILE_LIMIT: u64 = 4 << 30;
-
 pub(crate) fn run(args: &Solve, printer: &Printer) -> anyhow::Result<()> {
-    let curves =
-        Curves::from_bytes(&read_bounded(&args.profile, PROFILE_LIMIT)?).with_context(|| {
-            Told::new(
-                format!("cannot solve {}", args.profile.display()),
-                "pass a file that `moa-compile profile` wrote",
-            )
-        })?;
+    let curves = Curves::from_file(&args.profile, || {
+        Told::new(
+            format!("cannot solve {}", args.profile.display()),
+            "pass a file that `moa-compile profile` wrote",
+        )
+    })?;
     let longest = curves.lengths.keys().next_back().copied().unwrap_or(1024);
     let [density] = args.solve.density[..] else {
         return Err(Told::new(

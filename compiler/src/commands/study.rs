@@ -2,20 +2,16 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Context as _;
 use serde_json::json;
 
 use crate::cli::Study;
 use crate::evaluate::scorer_of;
-use crate::files::read_bounded;
 use crate::hint::Told;
 use crate::interrupt;
 use crate::pipeline;
 use crate::printer::Printer;
 use crate::profile::Curves;
 use crate::search::{StudySpec, is_group, study};
-
-const PROFILE_LIMIT: u64 = 4 << 30;
 
 pub(crate) fn run(args: &Study, printer: &Printer) -> anyhow::Result<()> {
     if !(args.density > 0.0 && args.density < 1.0) || args.plans < 3 || args.samples == 0 {
@@ -25,16 +21,14 @@ pub(crate) fn run(args: &Study, printer: &Printer) -> anyhow::Result<()> {
         )
         .into());
     }
-    let curves =
-        Curves::from_bytes(&read_bounded(&args.curves, PROFILE_LIMIT)?).with_context(|| {
-            Told::new(
-                format!("cannot study {}", args.curves.display()),
-                "pass a file that `moa-compile profile` wrote",
-            )
-        })?;
+    let curves = Curves::from_file(&args.curves, || {
+        Told::new(
+            format!("cannot study {}", args.curves.display()),
+            "pass a file that `moa-compile profile` wrote",
+        )
+    })?;
     let opened = pipeline::open_on(&args.model, args.device, printer)?;
-    let config = opened.source.config();
-    if (curves.layers, curves.kv_heads) != (config.layers as usize, config.kv_heads as usize) {
+    if !curves.fits(opened.source.config()) {
         return Err(Told::new("the profile is another model's", "profile this model").into());
     }
     let scorer = scorer_of(opened.lm(printer)?, &opened.source, interrupt::flag());

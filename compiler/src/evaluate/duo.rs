@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::files::read_bounded;
 use crate::hint::Told;
+use crate::plans::masks_of;
 
 const FILE_LIMIT: u64 = 16 << 20;
 
@@ -127,9 +128,7 @@ impl DuoPattern {
             rules[head] = HeadRule::DENSE;
         }
         let kv_heads = self.gates.len() / self.layers.max(1);
-        let rows: Vec<Vec<HeadRule>> = rules.chunks(kv_heads).map(<[HeadRule]>::to_vec).collect();
-        let grid = MaskGrid::new(self.sink, 1)?;
-        Ok(ModelMasks::from_rules(&rows, context, grid)?)
+        masks_of(&rules, kv_heads, context, MaskGrid::new(self.sink, 1)?)
     }
 }
 

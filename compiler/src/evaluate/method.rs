@@ -15,7 +15,6 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
 use moa_format::{ModelConfig, Plan};
 use moa_lm::{Estimator, KvPrecision};
 use moa_mask::density::kv_density;
@@ -23,13 +22,10 @@ use moa_mask::{HeadMask, HeadRule, MaskGrid, ModelMasks};
 
 use super::duo::DuoPattern;
 use super::scorer::Under;
-use crate::files::read_bounded;
 use crate::hint::Told;
 use crate::plans;
 use crate::profile::{CostSpec, Curves, costs};
 use crate::source::Source;
-
-const PROFILE_LIMIT: u64 = 4 << 30;
 
 /// A method under the name that the user gave it.
 #[derive(Debug)]
@@ -200,18 +196,13 @@ impl Kind {
             "uniform" => Ok(Self::Uniform(budget(rest)?)),
             "binary" => {
                 let (wanted, profile) = rest.rsplit_once(':').unwrap_or(("", rest));
-                let path = Path::new(profile);
-                let curves = Curves::from_bytes(&read_bounded(path, PROFILE_LIMIT)?)
-                    .with_context(|| {
-                        Told::new(
-                            format!("{text}: cannot read the profile"),
-                            "write binary:BUDGET:PROFILE with a file that `moa-compile profile` wrote",
-                        )
-                    })?;
-                let config = source.config();
-                if (curves.layers, curves.kv_heads)
-                    != (config.layers as usize, config.kv_heads as usize)
-                {
+                let curves = Curves::from_file(Path::new(profile), || {
+                    Told::new(
+                        format!("{text}: cannot read the profile"),
+                        "write binary:BUDGET:PROFILE with a file that `moa-compile profile` wrote",
+                    )
+                })?;
+                if !curves.fits(source.config()) {
                     return Err(Told::new(
                         format!("{text}: the profile is another model's"),
                         "profile this model",
@@ -268,19 +259,12 @@ fn binary(
     for &head in &order[..full] {
         rules[head] = HeadRule::DENSE;
     }
-    let rows: Vec<Vec<HeadRule>> = rules
-        .chunks(curves.kv_heads)
-        .map(<[HeadRule]>::to_vec)
-        .collect();
-    Ok(ModelMasks::from_rules(&rows, context, grid)?)
+    plans::masks_of(&rules, curves.kv_heads, context, grid)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::profile::{KindCurves, LengthCurves};
 
     #[test]
     fn all_or_nothing_spends_the_whole_budget_on_the_neediest_heads() {
@@ -290,26 +274,7 @@ mod tests {
             .iter()
             .flat_map(|need| (0..64).map(move |bin| need * f64::from(63 - bin)))
             .collect();
-        let kinds = BTreeMap::from([(
-            "a".to_owned(),
-            KindCurves {
-                samples: 1,
-                mean: vec![curve; Estimator::ALL.len()],
-            },
-        )]);
-        let curves = Curves {
-            layers: 2,
-            kv_heads: 2,
-            grid,
-            lengths: BTreeMap::from([(
-                1024,
-                LengthCurves {
-                    kinds,
-                    blocks: None,
-                },
-            )]),
-            metadata: BTreeMap::new(),
-        };
+        let curves = Curves::of_kinds((2, 2), grid, 1024, [("a", curve)]);
         for (density, full) in [
             (0.25, vec![]),
             (0.3, vec![2]),

@@ -4,7 +4,6 @@
 //! interrupted evaluation goes on where it stopped. What rows amount to is [`super::results`]'s business.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,8 +20,8 @@ use super::trial::{Check, Family, Trial};
 use super::windows::{self, Corpus};
 use super::{lines, retrieval};
 use crate::calibrate::Tokenize;
-use crate::files::{FileError, parent, read_bounded};
 use crate::hint::Told;
+use crate::journal::Journal;
 use crate::printer::Printer;
 
 /// Changes whenever a row's numbers would.
@@ -70,7 +69,7 @@ pub(crate) struct Row {
 /// Rows of earlier runs, and the file that new ones go to.
 pub(crate) struct RowLog {
     known: BTreeMap<String, Row>,
-    file: Option<std::fs::File>,
+    journal: Option<Journal>,
 }
 
 impl RowLog {
@@ -78,42 +77,23 @@ impl RowLog {
     pub(crate) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
         let mut log = Self {
             known: BTreeMap::new(),
-            file: None,
+            journal: None,
         };
         let Some(path) = path else { return Ok(log) };
-        let mut whole = 0;
-        if path.exists() {
-            let bytes = read_bounded(path, LOG_LIMIT)?;
-            // A run that was killed may have left half a line; it is written again.
-            whole = bytes
-                .iter()
-                .rposition(|byte| *byte == b'\n')
-                .map_or(0, |at| at + 1);
-            for (number, line) in bytes[..whole].split(|byte| *byte == b'\n').enumerate() {
-                if line.is_empty() {
-                    continue;
-                }
-                let row: Row = serde_json::from_slice(line).map_err(|error| {
-                    Told::new(
-                        format!("{} line {}: {error}", path.display(), number + 1),
-                        "name a file that an evaluation wrote, or a new one",
-                    )
-                })?;
-                log.known.insert(row.key.clone(), row);
+        let (journal, lines) = Journal::open(path, LOG_LIMIT)?;
+        log.journal = Some(journal);
+        for (number, line) in lines.split(|byte| *byte == b'\n').enumerate() {
+            if line.is_empty() {
+                continue;
             }
+            let row: Row = serde_json::from_slice(line).map_err(|error| {
+                Told::new(
+                    format!("{} line {}: {error}", path.display(), number + 1),
+                    "name a file that an evaluation wrote, or a new one",
+                )
+            })?;
+            log.known.insert(row.key.clone(), row);
         }
-        let folder = parent(path);
-        std::fs::create_dir_all(folder)
-            .map_err(|source| FileError::new("create", folder, source))?;
-        let open = || -> std::io::Result<std::fs::File> {
-            let file = std::fs::OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(path)?;
-            file.set_len(whole as u64)?;
-            Ok(file)
-        };
-        log.file = Some(open().map_err(|source| FileError::new("write", path, source))?);
         Ok(log)
     }
 
@@ -127,12 +107,10 @@ impl RowLog {
     }
 
     fn push(&mut self, row: &Row) -> anyhow::Result<()> {
-        if let Some(file) = &mut self.file {
-            let mut line = serde_json::to_vec(row)?;
-            line.push(b'\n');
-            file.write_all(&line)?;
+        match &mut self.journal {
+            Some(journal) => journal.push(row),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

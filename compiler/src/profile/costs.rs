@@ -76,10 +76,7 @@ pub(crate) fn costs(
     constrained: &[u32],
 ) -> Vec<f64> {
     let heads = curves.layers * curves.kv_heads;
-    let index = Estimator::ALL
-        .iter()
-        .position(|&known| known == spec.estimator)
-        .unwrap_or_default();
+    let index = spec.estimator.index();
     let mut total = vec![0.0; heads * candidates.len()];
     let Some(&longest) = curves.lengths.keys().next_back() else {
         return total;
@@ -153,40 +150,17 @@ fn bin(span: u32, context: u32, profiled: u32, block: u32) -> usize {
 mod tests {
     use moa_mask::MaskGrid;
 
-    use super::super::curves::{KindCurves, LengthCurves};
     use super::*;
 
     #[test]
     fn terms_weigh_the_same_whatever_their_units() {
         let grid = MaskGrid::new(4, 4).unwrap();
         // Two heads, four bins; the first kind cares about head 0, the second, in large units, about head 1.
-        let kind = |curve: [f64; 8]| KindCurves {
-            samples: 1,
-            mean: vec![curve.to_vec(); Estimator::ALL.len()],
-        };
-        let kinds = BTreeMap::from([
-            (
-                "a".to_owned(),
-                kind([4.0, 3.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
-            ),
-            (
-                "b".to_owned(),
-                kind([0.0, 0.0, 0.0, 0.0, 400.0, 300.0, 100.0, 0.0]),
-            ),
-        ]);
-        let curves = Curves {
-            layers: 1,
-            kv_heads: 2,
-            grid,
-            lengths: BTreeMap::from([(
-                16,
-                LengthCurves {
-                    kinds,
-                    blocks: None,
-                },
-            )]),
-            metadata: BTreeMap::new(),
-        };
+        let kinds = [
+            ("a", vec![4.0, 3.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+            ("b", vec![0.0, 0.0, 0.0, 0.0, 400.0, 300.0, 100.0, 0.0]),
+        ];
+        let curves = Curves::of_kinds((1, 2), grid, 16, kinds);
         let rules = [
             HeadRule::Elastic {
                 alpha: 8.0,

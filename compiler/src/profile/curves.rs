@@ -11,11 +11,17 @@
 //! and metadata with lengths, sink, block, estimator, seed. It holds no plan: rules are `solve`'s business.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
+use anyhow::Context as _;
+use moa_format::ModelConfig;
 use moa_lm::Estimator;
 use moa_mask::MaskGrid;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
+
+use crate::files::read_bounded;
+use crate::hint::Told;
 
 /// What is wrong with a profile.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +82,48 @@ pub(crate) struct Curves {
     pub(crate) metadata: BTreeMap<String, String>,
 }
 
+/// No profile of a real model comes near this.
+const FILE_LIMIT: u64 = 4 << 30;
+
 impl Curves {
+    /// Reads a file; `refusal` is what is said where it is no profile.
+    pub(crate) fn from_file(path: &Path, refusal: impl FnOnce() -> Told) -> anyhow::Result<Self> {
+        Self::from_bytes(&read_bounded(path, FILE_LIMIT)?).with_context(refusal)
+    }
+
+    /// A profile at one length: kinds by their curves, the same for every estimator.
+    #[cfg(test)]
+    pub(crate) fn of_kinds(
+        (layers, kv_heads): (usize, usize),
+        grid: MaskGrid,
+        length: u32,
+        kinds: impl IntoIterator<Item = (&'static str, Vec<f64>)>,
+    ) -> Self {
+        let kinds = kinds.into_iter().map(|(name, curve)| {
+            let curves = KindCurves {
+                samples: 1,
+                mean: vec![curve; Estimator::ALL.len()],
+            };
+            (name.to_owned(), curves)
+        });
+        let of_length = LengthCurves {
+            kinds: kinds.collect(),
+            blocks: None,
+        };
+        Self {
+            layers,
+            kv_heads,
+            grid,
+            lengths: BTreeMap::from([(length, of_length)]),
+            metadata: BTreeMap::new(),
+        }
+    }
+
+    /// Whether the profile is of a model of this shape.
+    pub(crate) fn fits(&self, config: &ModelConfig) -> bool {
+        (self.layers, self.kv_heads) == (config.layers as usize, config.kv_heads as usize)
+    }
+
     /// Bins of a curve at length `context`.
     pub(crate) fn bins(&self, context: u32) -> usize {
         context.div_ceil(self.grid.block()) as usize

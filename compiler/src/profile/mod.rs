@@ -8,8 +8,6 @@ mod solve;
 
 pub(crate) use costs::{CostSpec, Scale, costs, is_text};
 pub(crate) use curves::Curves;
-#[cfg(test)]
-pub(crate) use curves::{KindCurves, LengthCurves};
 pub(crate) use programme::{Chosen, Programme, plan_name};
 pub(crate) use run::{ProfileSpec, Profiler};
 pub(crate) use solve::{SolveReport, SolveSpec, check_budgets, provenance, report, solve, table};

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 
 use moa_format::{Plan, Provenance};
 use moa_mask::density::kv_density;
-use moa_mask::{HeadRule, MaskGrid};
+use moa_mask::{HeadRule, MaskGrid, ModelMasks};
 use moa_solve::{Budget, Infeasible, Options, Outcome, Problem, Solution, candidates};
 
 use crate::hint::Told;
+use crate::plans::masks_of;
 
 /// Solves of the bisection for the charge.
 const BISECTIONS: usize = 12;
@@ -263,6 +264,12 @@ impl Programme {
                 .collect(),
             provenance,
         }
+    }
+
+    /// The masks of a choice at a length.
+    pub(crate) fn masks(&self, choice: &[usize], length: u32) -> anyhow::Result<ModelMasks> {
+        let rules: Vec<HeadRule> = choice.iter().map(|&rule| self.rules[rule]).collect();
+        masks_of(&rules, self.kv_heads, length, self.grid)
     }
 
     /// kv_density of a choice by constrained length.

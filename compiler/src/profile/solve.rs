@@ -248,44 +248,23 @@ pub(crate) fn report(programme: &Programme, chosen: &Chosen) -> SolveReport {
 mod tests {
     use moa_lm::Estimator;
 
-    use super::super::curves::{KindCurves, LengthCurves};
     use super::*;
 
     #[test]
     fn a_held_kind_costs_no_more_than_it_may() {
         // Eight heads: tasks need the first four, text the last four, at the same strength; half the cache for all.
         let grid = MaskGrid::new(16, 16).unwrap();
-        let kind = |first: f64, last: f64| KindCurves {
-            samples: 1,
-            mean: vec![
-                (0..8)
-                    .flat_map(|head| {
-                        let need = if head < 4 { first } else { last };
-                        (0..64).map(move |bin| {
-                            need * f64::from(63 - bin) * (1.0 + 0.01 * f64::from(head))
-                        })
-                    })
-                    .collect();
-                Estimator::ALL.len()
-            ],
+        let kind = |first: f64, last: f64| -> Vec<f64> {
+            (0..8)
+                .flat_map(|head| {
+                    let need = if head < 4 { first } else { last };
+                    (0..64)
+                        .map(move |bin| need * f64::from(63 - bin) * (1.0 + 0.01 * f64::from(head)))
+                })
+                .collect()
         };
-        let kinds = BTreeMap::from([
-            ("needle".to_owned(), kind(4.0, 0.1)),
-            ("prose".to_owned(), kind(0.1, 1.0)),
-        ]);
-        let curves = Curves {
-            layers: 4,
-            kv_heads: 2,
-            grid,
-            lengths: BTreeMap::from([(
-                1024,
-                LengthCurves {
-                    kinds,
-                    blocks: None,
-                },
-            )]),
-            metadata: BTreeMap::new(),
-        };
+        let kinds = [("needle", kind(4.0, 0.1)), ("prose", kind(0.1, 1.0))];
+        let curves = Curves::of_kinds((4, 2), grid, 1024, kinds);
         let spec = |hold| SolveSpec {
             density: 0.5,
             context: 1024,

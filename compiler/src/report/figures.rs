@@ -8,6 +8,7 @@ use moa_lm::Estimator;
 use super::inputs::{Inputs, Memory};
 use super::svg::{Axis, Chart, HeatMap, Point, Scale, Series, color, number, tokens};
 use crate::evaluate::Cell;
+use crate::printer::mib;
 use crate::profile::Curves;
 use crate::search::{Step, undominated};
 
@@ -25,7 +26,7 @@ pub(crate) struct Figure {
 const CONTEXTS: [u32; 7] = [512, 1024, 2048, 4096, 8192, 16_384, 32_768];
 
 /// All figures that the inputs allow.
-pub(crate) fn all(inputs: &Inputs) -> Vec<Figure> {
+pub(crate) fn figures(inputs: &Inputs) -> Vec<Figure> {
     let mut figures = Vec::new();
     for plan in &inputs.plans {
         figures.push(spans(plan));
@@ -163,7 +164,6 @@ fn densities(plans: &[Plan]) -> Figure {
 }
 
 fn bytes(memory: &[Memory]) -> Option<Figure> {
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let point = |context: u32, name: &str, bytes: u64| Point {
         x: f64::from(context),
         y: mib(bytes),
@@ -226,9 +226,7 @@ fn bytes(memory: &[Memory]) -> Option<Figure> {
 fn influence(name: &str, curves: &Curves) -> Option<Figure> {
     let (&length, of_length) = curves.lengths.iter().next_back()?;
     let estimator = curves.estimator().unwrap_or(Estimator::JointPositive);
-    let index = Estimator::ALL
-        .iter()
-        .position(|known| *known == estimator)?;
+    let index = estimator.index();
     let bins = curves.bins(length);
     let heads = curves.layers * curves.kv_heads;
     let mean = curves.mean(of_length, index, heads * bins);
@@ -286,23 +284,9 @@ fn influence(name: &str, curves: &Curves) -> Option<Figure> {
     })
 }
 
-fn step_name(step: &Step) -> String {
-    step.label
-        .clone()
-        .unwrap_or_else(|| format!("{:?} {}", step.kind, step.number))
-}
-
 /// Tasks against text: every measured plan, those that no other beats, and the chosen one.
 fn front(name: &str, steps: &[Step]) -> Figure {
-    let points: Vec<(f64, f64)> = steps
-        .iter()
-        .map(|step| {
-            (
-                step.measured.task.unwrap_or(0.0),
-                step.measured.text.unwrap_or(0.0),
-            )
-        })
-        .collect();
+    let points: Vec<(f64, f64)> = steps.iter().map(|step| step.measured.point()).collect();
     let best = undominated(&points);
     let point = |at: usize| Point {
         x: points[at].0,
@@ -310,7 +294,7 @@ fn front(name: &str, steps: &[Step]) -> Figure {
         interval: None,
         note: format!(
             "{} at density {}: task {}, text {}",
-            step_name(&steps[at]),
+            steps[at].name(),
             number(steps[at].density),
             number(points[at].0),
             number(points[at].1)
@@ -359,7 +343,7 @@ fn progress(name: &str, steps: &[Step]) -> Figure {
         interval: None,
         note: format!(
             "{} at density {}: {}{}",
-            step_name(&steps[at]),
+            steps[at].name(),
             number(steps[at].density),
             number(y),
             if steps[at].accepted { ", accepted" } else { "" }

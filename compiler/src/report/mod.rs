@@ -9,10 +9,12 @@ mod svg;
 
 use std::fmt::Write as _;
 
-pub(crate) use figures::Figure;
+pub(crate) use figures::{Figure, figures};
 pub(crate) use inputs::Inputs;
 
 use svg::{escape, number, tokens};
+
+use crate::evaluate::statistics::Interval;
 
 const STYLE: &str = "
 :root{--ink:#1f2933;--muted:#5b6875;--line:#d9dee4}
@@ -106,6 +108,18 @@ fn table(html: &mut String, head: &[&str], rows: &[Vec<String>]) {
     html.push_str("</tbody></table></div>");
 }
 
+/// A number, if there is one.
+fn show(value: Option<f64>) -> String {
+    value.map(number).unwrap_or_default()
+}
+
+/// An interval, if there is one.
+fn range(interval: Option<Interval>) -> String {
+    interval.map_or_else(String::new, |one| {
+        format!("{} \u{2013} {}", number(one.low), number(one.high))
+    })
+}
+
 fn plans(html: &mut String, inputs: &Inputs) {
     if inputs.plans.is_empty() {
         return;
@@ -163,7 +177,6 @@ fn plans(html: &mut String, inputs: &Inputs) {
 }
 
 fn quality(html: &mut String, inputs: &Inputs) {
-    let show = |value: Option<f64>| value.map(number).unwrap_or_default();
     for (name, summary) in &inputs.summaries {
         let _ = write!(
             html,
@@ -174,13 +187,6 @@ fn quality(html: &mut String, inputs: &Inputs) {
             .cells
             .iter()
             .map(|cell| {
-                let interval = cell.interval.map_or_else(String::new, |interval| {
-                    format!(
-                        "{} \u{2013} {}",
-                        number(interval.low),
-                        number(interval.high)
-                    )
-                });
                 vec![
                     cell.suite.clone(),
                     tokens(f64::from(cell.length)),
@@ -188,7 +194,7 @@ fn quality(html: &mut String, inputs: &Inputs) {
                     number(cell.kv_density),
                     cell.trials.to_string(),
                     show(cell.score),
-                    interval,
+                    range(cell.interval),
                     show(cell.nll),
                     show(cell.perplexity),
                     show(cell.kl),
@@ -218,11 +224,6 @@ fn quality(html: &mut String, inputs: &Inputs) {
             .iter()
             .filter(|contrast| contrast.length.is_none())
             .map(|contrast| {
-                let range = |interval: Option<crate::evaluate::statistics::Interval>| {
-                    interval.map_or_else(String::new, |one| {
-                        format!("{} \u{2013} {}", number(one.low), number(one.high))
-                    })
-                };
                 vec![
                     contrast.suite.clone(),
                     contrast.method.clone(),
@@ -280,14 +281,11 @@ fn quality(html: &mut String, inputs: &Inputs) {
 fn search(html: &mut String, inputs: &Inputs) {
     for (name, steps) in &inputs.steps {
         let _ = write!(html, "<h2>Measured plans: {}</h2>", escape(name));
-        let show = |value: Option<f64>| value.map(number).unwrap_or_default();
         let rows: Vec<Vec<String>> = steps
             .iter()
             .map(|step| {
                 vec![
-                    step.label
-                        .clone()
-                        .unwrap_or_else(|| format!("{:?} {}", step.kind, step.number)),
+                    step.name(),
                     number(step.density),
                     show(step.radius),
                     number(step.moved),
@@ -340,13 +338,7 @@ fn ranks(html: &mut String, inputs: &Inputs) {
                         String::new()
                     },
                     number(one.spearman),
-                    one.interval.map_or_else(String::new, |interval| {
-                        format!(
-                            "{} \u{2013} {}",
-                            number(interval.low),
-                            number(interval.high)
-                        )
-                    }),
+                    range(one.interval),
                     number(one.kendall),
                 ]
             })
@@ -357,11 +349,6 @@ fn ranks(html: &mut String, inputs: &Inputs) {
             &rows,
         );
     }
-}
-
-/// All figures that the inputs allow.
-pub(crate) fn figures(inputs: &Inputs) -> Vec<Figure> {
-    figures::all(inputs)
 }
 
 #[cfg(test)]
@@ -421,7 +408,7 @@ mod tests {
             model: Some("<script>alert(1)</script>".into()),
             ..Inputs::default()
         };
-        let figures = figures::all(&inputs);
+        let figures = figures(&inputs);
         let names: Vec<&str> = figures.iter().map(|figure| figure.name.as_str()).collect();
         assert_eq!(
             names,

@@ -5,8 +5,6 @@
 //! is the first plus the second times a weight. Measurements wait in a file, so that an interrupted search finds them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,10 +13,10 @@ use moa_lm::KvPrecision;
 use moa_mask::ModelMasks;
 use serde::{Deserialize, Serialize};
 
+use super::interrupted;
 use crate::calibrate::Sample;
 use crate::evaluate::{Scorer, Under};
-use crate::files::{FileError, read_bounded};
-use crate::hint::Told;
+use crate::journal::Journal;
 use crate::printer::Printer;
 use crate::profile::is_text;
 
@@ -39,13 +37,20 @@ pub(crate) struct Measured {
     pub(crate) parts: BTreeMap<String, f64>,
 }
 
+impl Measured {
+    /// Task and text as a point of a front; what was not measured counts nothing.
+    pub(crate) fn point(&self) -> (f64, f64) {
+        (self.task.unwrap_or(0.0), self.text.unwrap_or(0.0))
+    }
+}
+
 /// Held-out samples, and what is known of plans on them.
 pub(crate) struct Bench<'a> {
     samples: Vec<(u32, Sample)>,
     model: String,
     text_weight: f64,
     known: BTreeMap<String, f64>,
-    log: Option<File>,
+    log: Option<Journal>,
     printer: &'a Printer,
     cancel: &'a AtomicBool,
 }
@@ -79,18 +84,11 @@ impl<'a> Bench<'a> {
             cancel,
         };
         if let Some(path) = log {
-            if path.exists() {
-                let bytes = read_bounded(path, LOG_LIMIT)?;
-                // A half-written last line is measured again.
-                let lines = bytes.split(|byte| *byte == b'\n');
-                let known = lines.filter_map(|line| serde_json::from_slice::<Known>(line).ok());
-                bench.known = known.map(|one| (one.key, one.value)).collect();
-            }
-            let file = std::fs::OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(path);
-            bench.log = Some(file.map_err(|source| FileError::new("write", path, source))?);
+            let (journal, lines) = Journal::open(path, LOG_LIMIT)?;
+            let lines = lines.split(|byte| *byte == b'\n');
+            let known = lines.filter_map(|line| serde_json::from_slice::<Known>(line).ok());
+            bench.known = known.map(|one| (one.key, one.value)).collect();
+            bench.log = Some(journal);
         }
         Ok(bench)
     }
@@ -152,11 +150,7 @@ impl<'a> Bench<'a> {
         masks: ModelMasks,
     ) -> anyhow::Result<f64> {
         if self.cancel.load(Ordering::Relaxed) {
-            return Err(Told::new(
-                "interrupted",
-                "finished work is kept; run the same command again to go on",
-            )
-            .into());
+            return Err(interrupted().into());
         }
         let (length, sample) = &self.samples[index];
         let mut text = format!(
@@ -185,12 +179,10 @@ impl<'a> Bench<'a> {
             scorer.cross_entropy(&input, &under)?
         };
         if let Some(log) = &mut self.log {
-            let mut line = serde_json::to_vec(&Known {
+            log.push(&Known {
                 key: key.clone(),
                 value,
             })?;
-            line.push(b'\n');
-            log.write_all(&line)?;
         }
         self.known.insert(key, value);
         Ok(value)

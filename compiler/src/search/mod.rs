@@ -279,9 +279,8 @@ impl Job<'_> {
             if steps.iter().any(|step| step.choice == chosen.rules()) {
                 continue;
             }
-            let measured = bench.measure(&*scorer, &|length| {
-                steps::masks(&programme, chosen.rules(), length)
-            })?;
+            let measured =
+                bench.measure(&*scorer, &|length| programme.masks(chosen.rules(), length))?;
             let better = best
                 .as_ref()
                 .is_none_or(|(at, _)| measured.loss < steps[*at].measured.loss);
@@ -335,13 +334,7 @@ impl Job<'_> {
                 moa_lm::Estimator::from(self.search.step_estimator).name()
             ));
         }
-        let points: Vec<(f64, f64)> = steps
-            .iter()
-            .map(|step| {
-                let part = |value: Option<f64>| value.unwrap_or(0.0);
-                (part(step.measured.task), part(step.measured.text))
-            })
-            .collect();
+        let points: Vec<(f64, f64)> = steps.iter().map(|step| step.measured.point()).collect();
         let front = if self.how == SearchChoice::Front {
             undominated(&points)
                 .into_iter()
@@ -369,9 +362,7 @@ impl Job<'_> {
         self.printer.say(format!(
             "density {:.4} {}: moved {:.3}, task {}, text {}, loss {:.4}{}",
             step.density,
-            step.label
-                .clone()
-                .unwrap_or_else(|| format!("{:?} {}", step.kind, step.number)),
+            step.name(),
             step.moved,
             number(step.measured.task),
             number(step.measured.text),
@@ -416,6 +407,14 @@ fn with_between(profiled: &[u32]) -> Vec<u32> {
     lengths.sort_unstable();
     lengths.dedup();
     lengths
+}
+
+/// What is said after Ctrl-C.
+fn interrupted() -> Told {
+    Told::new(
+        "interrupted",
+        "finished work is kept; run the same command again to go on",
+    )
 }
 
 /// A choice that was measured, whichever solve proposed it: what it costs is its measured loss.
@@ -519,18 +518,13 @@ impl Landscape for Model<'_> {
 
     fn measure(&mut self, choice: &[usize]) -> anyhow::Result<Measured> {
         let programme = self.programme;
-        self.bench.measure(self.scorer, &|length| {
-            steps::masks(programme, choice, length)
-        })
+        self.bench
+            .measure(self.scorer, &|length| programme.masks(choice, length))
     }
 
     fn step(&mut self, step: &Step) -> anyhow::Result<()> {
         if crate::interrupt::check(self.cancel).is_break() {
-            return Err(Told::new(
-                "interrupted",
-                "finished work is kept; run the same command again to go on",
-            )
-            .into());
+            return Err(interrupted().into());
         }
         self.job.trace(self.programme, self.spec, step)
     }

@@ -8,7 +8,6 @@
 //! that the search never ends with a plan that measures worse than that.
 
 use anyhow::Context as _;
-use moa_mask::ModelMasks;
 use serde::{Deserialize, Serialize};
 
 use super::measure::Measured;
@@ -67,6 +66,15 @@ pub(crate) struct Step {
     pub(crate) label: Option<String>,
     /// Index of each head's rule.
     pub(crate) choice: Vec<usize>,
+}
+
+impl Step {
+    /// What people call it: its label, or its kind and number.
+    pub(crate) fn name(&self) -> String {
+        self.label
+            .clone()
+            .unwrap_or_else(|| format!("{:?} {}", self.kind, self.number))
+    }
 }
 
 /// The model, as a search sees it.
@@ -378,19 +386,6 @@ impl Search<'_> {
     }
 }
 
-/// The masks of a choice at a length.
-pub(crate) fn masks(
-    programme: &Programme,
-    choice: &[usize],
-    length: u32,
-) -> anyhow::Result<ModelMasks> {
-    let rules: Vec<Vec<moa_mask::HeadRule>> = choice
-        .chunks(programme.kv_heads)
-        .map(|layer| layer.iter().map(|&rule| programme.rules[rule]).collect())
-        .collect();
-    Ok(ModelMasks::from_rules(&rules, length, programme.grid)?)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -398,6 +393,9 @@ mod tests {
     use moa_mask::MaskGrid;
 
     use super::*;
+
+    /// What each head loses by seeing nothing.
+    const NEEDS: [f64; 8] = [0.2, 0.3, 1.5, 0.4, 0.9, 0.1, 0.6, 0.5];
 
     /// A loss that no linear model at the dense point sees: the first pair of heads helps only if both are narrow or both
     /// wide, and each further head has a need of its own.
@@ -413,10 +411,9 @@ mod tests {
         }
 
         fn loss(&self, choice: &[usize]) -> f64 {
-            let needs = [0.2, 0.3, 1.5, 0.4, 0.9, 0.1, 0.6, 0.5];
             let own: f64 = choice
                 .iter()
-                .zip(needs)
+                .zip(NEEDS)
                 .map(|(&rule, need)| need * (1.0 - self.share(rule)).powi(2))
                 .sum();
             let (a, b) = (self.share(choice[0]), self.share(choice[1]));
@@ -435,10 +432,7 @@ mod tests {
             for head in 0..8 {
                 for rule in 0..rules {
                     let own = self.share(at[head]);
-                    let step = 1e-6;
-                    let needs = [0.2, 0.3, 1.5, 0.4, 0.9, 0.1, 0.6, 0.5];
-                    let _ = step;
-                    let mut slope = -2.0 * needs[head] * (1.0 - own);
+                    let mut slope = -2.0 * NEEDS[head] * (1.0 - own);
                     if head < 2 {
                         slope -= 2.0 * (1.0 - self.share(at[1 - head]));
                     }

@@ -21,6 +21,7 @@ use crate::evaluate::statistics::{Interval, bootstrap, kendall, spearman};
 use crate::files::{sibling, write_atomic};
 use crate::interrupt;
 use crate::pipeline::Opened;
+use crate::plans::masks_of;
 use crate::printer::Printer;
 use crate::profile::{CostSpec, Curves, Scale, costs, is_text};
 
@@ -113,11 +114,8 @@ pub(crate) fn study(
         let spread = SPREADS[number % SPREADS.len()];
         let parts = draw((heads, least), spec.density, spread, spec.seed, number);
         let masks = |length: u32| -> anyhow::Result<ModelMasks> {
-            let rules: Vec<Vec<HeadRule>> = parts
-                .chunks(curves.kv_heads)
-                .map(|layer| layer.iter().map(|&part| rule(part)).collect())
-                .collect();
-            Ok(ModelMasks::from_rules(&rules, length, curves.grid)?)
+            let rules: Vec<HeadRule> = parts.iter().map(|&part| rule(part)).collect();
+            masks_of(&rules, curves.kv_heads, length, curves.grid)
         };
         let measured = bench.measure(scorer, &masks)?;
         let predicted = predictors
