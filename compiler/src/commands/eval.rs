@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use moa_mask::PREFILL_CHUNK;
+use moa_format::KV_VALUE_BYTES;
+use moa_mask::{KvFormat, PREFILL_CHUNK};
 use serde_json::{Value, json};
 
 use crate::cli::Eval;
@@ -15,9 +16,6 @@ use crate::interrupt;
 use crate::pipeline::TOOL;
 use crate::printer::Printer;
 use crate::source::Source;
-
-/// Bytes of a cached value in the runtime: f16.
-const VALUE_BYTES: u64 = 2;
 
 pub(crate) fn run(args: &Eval, printer: &Printer) -> anyhow::Result<()> {
     let place = device::choose(args.device, printer)?;
@@ -100,19 +98,17 @@ pub(crate) fn run(args: &Eval, printer: &Printer) -> anyhow::Result<()> {
 fn costs(name: &str, under: &Under, source: &Source) -> anyhow::Result<Value> {
     let config = source.config();
     let shape = config.kv_shape();
-    let int8 = under.kv == moa_lm::KvPrecision::Int8;
-    let value_bytes = if int8 { 1 } else { VALUE_BYTES };
-    let bytes = shape.kv_bytes(&under.masks, under.context, PREFILL_CHUNK, value_bytes)?;
-    // One f16 scale for the key and one for the value of every slot.
-    let slots = bytes.cache / shape.slot_bytes(value_bytes);
-    let scales = if int8 { slots * 4 } else { 0 };
+    let rows = shape
+        .kv_bytes(&under.masks, under.context, PREFILL_CHUNK, KV_VALUE_BYTES)?
+        .total()
+        / KvFormat::Sixteen.row_bytes(shape.head_dim);
     Ok(json!({
         "method": name,
         "context": under.context,
         "kv_density": moa_mask::density::kv_density(under.masks.iter(), under.context),
         "attention_density": moa_mask::density::attention_density(under.masks.iter(), under.context),
-        "kv_bytes": bytes.total() + scales,
-        "dense_bytes": shape.dense_bytes(under.context, VALUE_BYTES),
+        "kv_bytes": rows * under.format().row_bytes(shape.head_dim),
+        "dense_bytes": shape.dense_bytes(under.context, KV_VALUE_BYTES),
     }))
 }
 

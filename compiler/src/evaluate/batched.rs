@@ -11,8 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use moa_cuda_engine::{Answer as Written, CudaError, Engine, EngineError, EngineOptions, Gpu};
 use moa_cuda_engine::{Model, Question};
 use moa_format::ModelConfig;
-use moa_lm::{KvPrecision, LmError, Sample, WeightSource};
-use moa_mask::KvFormat;
+use moa_lm::{LmError, Sample, WeightSource};
 
 use super::scorer::{Answer, GOLD_TOKENS, Job, Scorer, Under};
 use crate::device::kernel_cache;
@@ -119,10 +118,7 @@ fn load(source: &dyn WeightSource) -> Result<Model, EngineError> {
 
 /// An engine for as many requests as half of the free memory holds, at least one.
 fn engine(model: &Arc<Model>, under: &Under) -> Result<Engine, EngineError> {
-    let format = match under.kv {
-        KvPrecision::Full => KvFormat::Sixteen,
-        KvPrecision::Int8 => KvFormat::Int8,
-    };
+    let format = under.format();
     let gpu = model.gpu();
     gpu.trim()?;
     let (free, _) = gpu.memory()?;
@@ -196,7 +192,7 @@ impl Scorer for BatchScorer<'_> {
 mod tests {
     use std::path::Path;
 
-    use moa_lm::{Cpu, Lm};
+    use moa_lm::{Cpu, KvPrecision, Lm};
     use moa_mask::{HeadMask, ModelMasks};
 
     use super::*;

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use moa_format::ModelConfig;
 use moa_lm::{Device, KvPrecision, Lm, Sample, WeightSource};
-use moa_mask::ModelMasks;
+use moa_mask::{KvFormat, ModelMasks};
 
 use super::batched::BatchScorer;
 use crate::device::Model;
@@ -24,6 +24,16 @@ pub(crate) struct Under {
     pub(crate) context: u32,
     /// What keys and values are rounded to.
     pub(crate) kv: KvPrecision,
+}
+
+impl Under {
+    /// How a cache keeps what the model sees.
+    pub(crate) fn format(&self) -> KvFormat {
+        match self.kv {
+            KvPrecision::Full => KvFormat::Sixteen,
+            KvPrecision::Int8 => KvFormat::Int8,
+        }
+    }
 }
 
 /// A prompt to answer.
