@@ -37,10 +37,7 @@ impl Argmax {
     /// # Errors
     /// Those of compiling.
     pub fn new(gpu: &Gpu) -> Result<Self> {
-        let config = KernelConfig {
-            head_dim: 64,
-            element: ElementType::Bf16,
-        };
+        let config = KernelConfig::of_rows(ElementType::Bf16);
         let module = gpu.module(Kernel::Argmax, config)?;
         Ok(Self {
             step: launch::function(&module, "argmax_step", 0)?,

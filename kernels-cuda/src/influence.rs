@@ -3,7 +3,7 @@
 use cudarc::driver::CudaFunction;
 
 use crate::extent::{Extent, Layout, check_len};
-use crate::launch::{self, Arg, Grid};
+use crate::launch::{self, Arg, Grid, Map};
 use crate::source::{Kernel, KernelConfig, operand_bytes, stages};
 use crate::{Buffer, CudaError, Element, Gpu, Result};
 
@@ -50,6 +50,34 @@ impl InfluenceShape {
             });
         }
         Ok(())
+    }
+
+    /// Checks q, k, v and the gradient of attention's output, and describes their tiles to the copy engine.
+    pub(crate) fn tiles<T: Element>(
+        &self,
+        gpu: &Gpu,
+        config: KernelConfig,
+        [q, k, v, grad_out]: [&Buffer<T>; 4],
+    ) -> Result<[Map; 4]> {
+        if T::TYPE != config.element {
+            return Err(CudaError::Shape {
+                what: "type of the elements",
+                expected: "the one that the kernel was made for",
+                got: size_of::<T>(),
+            });
+        }
+        let (queries, keys) = (self.extent(self.heads), self.extent(self.kv_heads));
+        check_len("q", queries.elements(), q.len())?;
+        check_len("k", keys.elements(), k.len())?;
+        check_len("v", keys.elements(), v.len())?;
+        check_len("grad_out", queries.elements(), grad_out.len())?;
+        let stream = gpu.stream();
+        Ok([
+            launch::tile_map(stream, q, queries)?,
+            launch::tile_map(stream, k, keys)?,
+            launch::tile_map(stream, v, keys)?,
+            launch::tile_map(stream, grad_out, queries)?,
+        ])
     }
 
     /// Values of one statistic of all rows, `[heads, rows]`.
@@ -176,27 +204,11 @@ impl Influence {
         curves: &mut Buffer<f64>,
     ) -> Result<()> {
         let shape = self.shape;
-        let (queries, keys) = (shape.extent(shape.heads), shape.extent(shape.kv_heads));
-        check_len("q", queries.elements(), inputs.q.len())?;
-        check_len("k", keys.elements(), inputs.k.len())?;
-        check_len("v", keys.elements(), inputs.v.len())?;
-        check_len("grad_out", queries.elements(), inputs.grad_out.len())?;
-        check_len("row_dot", queries.row_values(), inputs.row_dot.len())?;
+        check_len("row_dot", shape.row_values(), inputs.row_dot.len())?;
         check_len("curves", shape.curve_values(), curves.len())?;
-        if T::TYPE != self.config.element {
-            return Err(CudaError::Shape {
-                what: "type of the elements",
-                expected: "the one that the kernel was made for",
-                got: size_of::<T>(),
-            });
-        }
         let stream = gpu.stream();
-        let maps = [
-            launch::tile_map(stream, inputs.q, queries)?,
-            launch::tile_map(stream, inputs.k, keys)?,
-            launch::tile_map(stream, inputs.v, keys)?,
-            launch::tile_map(stream, inputs.grad_out, queries)?,
-        ];
+        let operands = [inputs.q, inputs.k, inputs.v, inputs.grad_out];
+        let maps = shape.tiles(gpu, self.config, operands)?;
         let (group, sink_tiles) = (shape.gqa_group(), shape.sink / TILE);
         for &part in &self.parts {
             launch::launch(

@@ -266,25 +266,7 @@ impl InfluenceEntries {
 
     /// Checks the inputs and describes them.
     fn maps_of<T: Element>(&self, gpu: &Gpu, inputs: &EntryInputs<'_, T>) -> Result<[Map; 4]> {
-        if T::TYPE != self.config.element {
-            return Err(CudaError::Shape {
-                what: "type of the elements",
-                expected: "the one that the kernel was made for",
-                got: size_of::<T>(),
-            });
-        }
-        let shape = self.shape;
-        let (queries, keys) = (shape.extent(shape.heads), shape.extent(shape.kv_heads));
-        check_len("q", queries.elements(), inputs.q.len())?;
-        check_len("k", keys.elements(), inputs.k.len())?;
-        check_len("v", keys.elements(), inputs.v.len())?;
-        check_len("grad_out", queries.elements(), inputs.grad_out.len())?;
-        let stream = gpu.stream();
-        Ok([
-            launch::tile_map(stream, inputs.q, queries)?,
-            launch::tile_map(stream, inputs.k, keys)?,
-            launch::tile_map(stream, inputs.v, keys)?,
-            launch::tile_map(stream, inputs.grad_out, queries)?,
-        ])
+        let operands = [inputs.q, inputs.k, inputs.v, inputs.grad_out];
+        self.shape.tiles(gpu, self.config, operands)
     }
 }

@@ -11,7 +11,7 @@
 mod twin;
 
 use half::{bf16, f16};
-use moa_kernels::{Attention, AttentionGradients, AttentionShape, ElementType, Gpu, Layout};
+use moa_kernels::{Attention, AttentionGradients, AttentionShape, Gpu, Layout};
 use moa_mask::HeadMask;
 use moa_reference::attention_backward::attention_backward;
 use moa_reference::attention_prefill::{self, attention_prefill};
@@ -174,10 +174,7 @@ fn results<T: Value>(
     expected: &[Vec<f64>; 5],
     logits: f32,
 ) -> Vec<Comparison> {
-    let step = match T::TYPE {
-        ElementType::Bf16 => 1.0 / 256.0,
-        ElementType::F16 => 1.0 / 2048.0,
-    };
+    let step = T::STEP;
     let count = if expected[2].is_empty() { 2 } else { 5 };
     (0..count)
         .map(|i| {

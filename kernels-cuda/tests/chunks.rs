@@ -17,9 +17,7 @@ mod twin;
 
 use cached::{Batch, Request, Slots, kept};
 use half::{bf16, f16};
-use moa_kernels::{
-    CacheSlots, Chunk, ChunkPart, ElementType, Gpu, KvBuffers, Prefill, QkvRows, QkvTables,
-};
+use moa_kernels::{CacheSlots, Chunk, ChunkPart, Gpu, KvBuffers, Prefill, QkvRows, QkvTables};
 use moa_mask::{HeadMask, KvFormat};
 use moa_reference::compare::{Comparison, Tolerance, compare};
 use moa_reference::kv_commit::kv_commit;
@@ -102,13 +100,6 @@ fn on_device<T: Value>(gpu: &Gpu, batch: &Batch<T>, format: KvFormat, poison: bo
     out.into_iter().map(T::get).collect()
 }
 
-fn step<T: Value>() -> f64 {
-    match T::TYPE {
-        ElementType::Bf16 => 1.0 / 256.0,
-        ElementType::F16 => 1.0 / 2048.0,
-    }
-}
-
 fn result<T: Value>(
     gpu: &Gpu,
     batch: &Batch<T>,
@@ -121,7 +112,7 @@ fn result<T: Value>(
         row.into_iter().map(|x| T::of(x).get() as f32).collect()
     };
     let expected = batch.expected(masks, |r| r.start, rounded);
-    let tolerance = Tolerance::new(1.5 * step::<T>(), step::<T>());
+    let tolerance = Tolerance::new(1.5 * T::STEP, T::STEP);
     compare(&on_device(gpu, batch, format, true), &expected, tolerance)
 }
 

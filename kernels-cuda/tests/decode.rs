@@ -17,7 +17,7 @@ mod twin;
 
 use cached::{Batch, kept};
 use half::{bf16, f16};
-use moa_kernels::{Decode, DecodeWorkspace, ElementType, Gpu};
+use moa_kernels::{Decode, DecodeWorkspace, Gpu};
 use moa_mask::{HeadMask, KvFormat};
 use moa_reference::attention_decode::{DecodeHead, attention_decode};
 use moa_reference::attention_prefill::AttentionShape;
@@ -59,11 +59,7 @@ fn on_device<T: Value>(gpu: &Gpu, batch: &Batch<T>, format: KvFormat, poison: bo
 }
 
 fn tolerance<T: Value>() -> Tolerance {
-    let step = match T::TYPE {
-        ElementType::Bf16 => 1.0 / 256.0,
-        ElementType::F16 => 1.0 / 2048.0,
-    };
-    Tolerance::new(1.5 * step, step)
+    Tolerance::new(1.5 * T::STEP, T::STEP)
 }
 
 fn result<T: Value>(

@@ -11,7 +11,7 @@
 mod twin;
 
 use half::{bf16, f16};
-use moa_kernels::{Cache, CacheShape, CudaError, ElementType, Gpu, Losses, Matmul, MatmulShape};
+use moa_kernels::{Cache, CacheShape, CudaError, Gpu, Losses, Matmul, MatmulShape};
 use moa_mask::{HeadMask, RingLayout};
 use moa_reference::compare::{Tolerance, compare};
 use moa_reference::cross_entropy;
@@ -29,11 +29,7 @@ fn wide<T: Value>(values: &[T]) -> Vec<f32> {
 
 fn products_of<T: Value>(gpu: &Gpu) {
     let products = Matmul::new(gpu).unwrap();
-    let step = if T::TYPE == ElementType::Bf16 {
-        1.0 / 256.0
-    } else {
-        1.0 / 2048.0
-    };
+    let step = T::STEP;
     let mut worst = [0.0f64; 2];
     for (rows, inputs, outputs) in [
         (1, 64, 64),
@@ -140,11 +136,7 @@ fn a_bias_goes_with_16_bits_alone() {
 
 fn losses_of<T: Value>(gpu: &Gpu) {
     let kernels = Losses::<T>::new(gpu).unwrap();
-    let step = if T::TYPE == ElementType::Bf16 {
-        1.0 / 256.0
-    } else {
-        1.0 / 2048.0
-    };
+    let step = T::STEP;
     for (rows, vocab) in [(1, 1), (2, 3), (5, 320), (3, 49_152), (2, 128_256)] {
         let of = |seed: f32| -> Vec<f32> {
             (0..rows * vocab)

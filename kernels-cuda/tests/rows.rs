@@ -11,7 +11,7 @@
 mod twin;
 
 use half::{bf16, f16};
-use moa_kernels::{Buffer, Element, ElementType, Gpu, Rows, Turn};
+use moa_kernels::{Buffer, Gpu, Rows, Turn};
 use moa_reference::compare::{Tolerance, compare};
 use moa_reference::embedding::embedding;
 use moa_reference::rms_norm::{rms_norm, rms_norm_backward};
@@ -51,16 +51,8 @@ fn values<T: Value>(gpu: &Gpu, buffer: &Buffer<T>) -> Vec<f64> {
     values.into_iter().map(T::get).collect()
 }
 
-/// Half a unit in the last place, the largest error of one rounding to 16 bits.
-fn step<T: Element>() -> f64 {
-    match T::TYPE {
-        ElementType::Bf16 => 1.0 / 256.0,
-        ElementType::F16 => 1.0 / 2048.0,
-    }
-}
-
-fn rounding<T: Element>() -> Tolerance {
-    Tolerance::new(1e-6, 1.01 * step::<T>() + 2e-6)
+fn rounding<T: Value>() -> Tolerance {
+    Tolerance::new(1e-6, 1.01 * T::STEP + 2e-6)
 }
 
 /// Compares, and sees to it that one changed element is noticed.

@@ -1,14 +1,11 @@
 //! Texts: greedy generation of whole batches, likelihoods of given continuations, and logits for callers that choose tokens themselves.
 
 use moa_kernels::{Buffer, ChunkPart};
-use moa_lm::LmError;
+use moa_lm::{LmError, logit_rows};
 use moa_mask::SLACK;
 
 use crate::Result;
 use crate::engine::{Activations, Engine, STOPS};
-
-/// Logits that are held at once when texts are scored, at most; 64 MiB.
-const LOGITS_AT_ONCE: usize = 1 << 24;
 
 /// Tokens that may be decoded before the host looks whether any request still runs.
 const LOOK_EVERY: usize = 16;
@@ -228,7 +225,7 @@ impl Engine {
     ) -> Result<()> {
         let (gpu, config) = (&self.model.gpu, &self.model.config);
         let vocab = config.vocab_size as usize;
-        for scored in scored.chunks((LOGITS_AT_ONCE / vocab).clamp(1, 256)) {
+        for scored in scored.chunks(logit_rows(config.vocab_size)) {
             let rows: Vec<u32> = scored.iter().map(|scored| scored.row).collect();
             let targets: Vec<u32> = scored.iter().map(|scored| scored.target).collect();
             let picked = self.picked(x, &rows)?;

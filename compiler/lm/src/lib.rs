@@ -39,7 +39,7 @@ pub use device::{
 pub use error::{LmError, Result, WeightError};
 pub use estimator::{BlockMaps, Estimator, Influence, LossKind, ProfileOptions};
 pub use generate::{GenerateOptions, Generated, StopReason, generate};
-pub use lm::{KvPrecision, Lm};
+pub use lm::{KvPrecision, Lm, logit_rows};
 pub use observer::{Observer, Phase, Step};
 pub use sample::{Sample, Targets};
 pub use sampler::{Sampler, SamplerOptions, argmax};

@@ -345,8 +345,13 @@ impl<D: Device> Lm<D> {
 
     /// Rows whose logits are computed at once.
     pub(crate) fn logit_rows(&self) -> usize {
-        (LOGITS_AT_ONCE / self.config.vocab_size as usize).clamp(1, 256)
+        logit_rows(self.config.vocab_size)
     }
+}
+
+/// Rows of logits that are held at once, for a vocabulary of this size.
+pub fn logit_rows(vocab_size: u32) -> usize {
+    (LOGITS_AT_ONCE / vocab_size as usize).clamp(1, 256)
 }
 
 /// A number of tokens as positions count them.

@@ -2,10 +2,15 @@
 //! tiles; deliberately no clever numerics beyond the row maximum, which f64 makes safe.
 
 use half::{bf16, f16};
-use moa_kernels::{Element, InfluenceShape, Layout};
+use moa_kernels::{Element, ElementType, InfluenceShape, Layout};
 
 /// 16-bit values that tests make from f32 and read back exactly.
 pub(crate) trait Value: Element + Send + Sync {
+    /// The largest relative error of one rounding to the type: half a unit in the last place.
+    const STEP: f64 = match Self::TYPE {
+        ElementType::Bf16 => 1.0 / 256.0,
+        ElementType::F16 => 1.0 / 2048.0,
+    };
     fn of(x: f32) -> Self;
     fn get(self) -> f64;
 }
