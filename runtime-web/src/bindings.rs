@@ -348,6 +348,12 @@ impl MoaEngine {
         self.engine.position().1
     }
 
+    /// Tokens that may be taken back exactly wherever the rings stand.
+    #[wasm_bindgen(getter)]
+    pub fn slack(&self) -> u32 {
+        moa_mask::SLACK
+    }
+
     /// Layers of the model.
     #[wasm_bindgen(getter)]
     pub fn layers(&self) -> u32 {

@@ -26,7 +26,7 @@ const SUBMIT_WORK_SOFTWARE: u64 = 2 << 30;
 const CHUNK_SOFTWARE: u32 = 64;
 
 /// In the history: a token that came with a restored cache.
-pub(crate) const UNKNOWN_TOKEN: u32 = u32::MAX;
+const UNKNOWN_TOKEN: u32 = u32::MAX;
 
 /// What a caller may choose.
 #[derive(Debug, Clone, Copy, Default)]
@@ -87,7 +87,7 @@ impl Engine {
         };
         let mut allocator = Allocator::new(&gpu);
         let scopes = open_scopes(&gpu);
-        let shards = WeightBuffers::new(&mut allocator, &setup);
+        let weights = WeightBuffers::new(&mut allocator, &setup);
         let buffers = Buffers::new(&mut allocator, &setup);
         let bytes = allocator.total();
         close_scopes(scopes, "weights, caches and scratch", bytes).await?;
@@ -103,7 +103,7 @@ impl Engine {
             &mut pipelines,
             &mut allocator,
             &setup,
-            &shards,
+            &weights,
             &buffers,
             kernels,
         );
@@ -120,7 +120,7 @@ impl Engine {
         Ok(Self {
             gpu,
             setup,
-            weights: shards,
+            weights,
             buffers,
             program,
             ledger,
@@ -258,13 +258,18 @@ impl Engine {
         self.landed()?;
         self.check_position(len, longest)?;
         self.forget_from(0);
-        // Which tokens these were is not known here: penalties do not see them.
-        self.history.resize(len as usize, UNKNOWN_TOKEN);
-        self.prompt_len = self.history.len();
-        self.len = len;
+        self.hold_unknown(len);
         self.longest = longest;
         self.has_logits = false;
         Ok(())
+    }
+
+    /// The cache holds `len` tokens now. Which ones those beyond the history are is not known here: penalties do not see
+    /// them.
+    pub(crate) fn hold_unknown(&mut self, len: u32) {
+        self.history.resize(len as usize, UNKNOWN_TOKEN);
+        self.prompt_len = self.history.len();
+        self.len = len;
     }
 
     /// Refuses a position that this engine cannot have had.

@@ -39,13 +39,14 @@ fn lanes(rows: u32, cols: u32) -> Lanes {
 }
 
 impl<'a> Builder<'a, '_> {
-    /// The layer for one token; `before` and `after` are the separate dispatches before and after attention.
+    /// The layer for one token; `before` and `gate_up` are the separate dispatches that serve where no fused kernel does: those
+    /// before attention, and those from the MLP's norm to its activation.
     pub(crate) fn fused_layer(
         &mut self,
         layer: u32,
         cache: &LayerCache,
         before: Vec<Step>,
-        after: Vec<Step>,
+        gate_up: Vec<Step>,
     ) -> Result<Vec<Step>> {
         let buffers = self.buffers;
         let name = |part: &str| layer_tensor(layer, part);
@@ -66,16 +67,7 @@ impl<'a> Builder<'a, '_> {
                 add: true,
             },
         )?);
-        match self.gate_up(layer)? {
-            Some(gate_up) => steps.extend(gate_up),
-            None => {
-                // o_proj comes first and down_proj last; between them lie the norm, gate, up and their joining.
-                let o_pieces = self.tensor(&name("self_attn.o_proj.weight"))?.pieces.len();
-                let down_pieces = self.tensor(&name("mlp.down_proj.weight"))?.pieces.len();
-                let middle = after.len() - down_pieces;
-                steps.extend(after.into_iter().take(middle).skip(o_pieces));
-            }
-        }
+        steps.extend(self.gate_up(layer)?.unwrap_or(gate_up));
         steps.extend(self.project(
             &name("mlp.down_proj.weight"),
             &Projection {

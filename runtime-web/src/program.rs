@@ -414,7 +414,7 @@ impl<'a> Builder<'a, '_> {
             before.extend(self.linear(&weight, bias.as_deref(), &into(&buffers.normed, y))?);
         }
 
-        let mut after = self.linear(
+        let out = self.linear(
             &name("self_attn.o_proj.weight"),
             None,
             &Product {
@@ -424,19 +424,19 @@ impl<'a> Builder<'a, '_> {
                 once: false,
             },
         )?;
-        after.push(self.norm(&name("post_attention_layernorm.weight"), false)?);
-        after.extend(self.linear(
+        let mut gate_up = vec![self.norm(&name("post_attention_layernorm.weight"), false)?];
+        gate_up.extend(self.linear(
             &name("mlp.gate_proj.weight"),
             None,
             &into(&buffers.normed, &buffers.gate),
         )?);
-        after.extend(self.linear(
+        gate_up.extend(self.linear(
             &name("mlp.up_proj.weight"),
             None,
             &into(&buffers.normed, &buffers.up),
         )?);
         let params = self.row_params(config.ffn_dim, false);
-        after.push(self.step(
+        gate_up.push(self.step(
             Kernel::Swiglu,
             Grid::Tokens((config.ffn_dim / 4).div_ceil(ELEMENT_THREADS)),
             &[
@@ -446,7 +446,7 @@ impl<'a> Builder<'a, '_> {
                 ("up", &buffers.up),
             ],
         ));
-        after.extend(self.linear(
+        let down = self.linear(
             &name("mlp.down_proj.weight"),
             None,
             &Product {
@@ -455,19 +455,34 @@ impl<'a> Builder<'a, '_> {
                 add: true,
                 once: false,
             },
-        )?);
+        )?;
 
         let hidden = u64::from(config.hidden_dim);
         let attention = u64::from(config.q_dim()) * 2 + u64::from(config.kv_dim()) * 2;
         let weights = hidden * (attention + 3 * u64::from(config.ffn_dim));
         let attend = self.attend_prefill(cache);
-        let prefill = [before.clone(), attend, after.clone()].concat();
+        let prefill = [
+            before.clone(),
+            attend,
+            out.clone(),
+            gate_up.clone(),
+            down.clone(),
+        ]
+        .concat();
         let decode = match self.kernels {
             DecodeKernels::Separate => {
                 let rope = self.rope(KvTarget::Ring, cache, &cache.k, &cache.v);
-                [before, vec![rope], self.attend_decode(cache), after].concat()
+                [
+                    before,
+                    vec![rope],
+                    self.attend_decode(cache),
+                    out,
+                    gate_up,
+                    down,
+                ]
+                .concat()
             }
-            DecodeKernels::Fused => self.fused_layer(layer, cache, before, after)?,
+            DecodeKernels::Fused => self.fused_layer(layer, cache, before, gate_up)?,
         };
         Ok(LayerSteps {
             prefill,

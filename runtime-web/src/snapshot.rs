@@ -59,7 +59,7 @@ impl Engine {
         let (len, longest) = self.position();
         let gpu = self.gpu();
         let scopes = open_scopes(gpu);
-        let mut encoder = encoder(gpu.device());
+        let mut encoder = self.encoder();
         let mut bytes = 0;
         let mut layers = Vec::with_capacity(self.setup().masks().layers());
         for layer in 0..self.setup().masks().layers() {
@@ -103,7 +103,7 @@ impl Engine {
                 expected: "one of this engine",
             });
         }
-        let mut encoder = encoder(self.gpu().device());
+        let mut encoder = self.encoder();
         for (layer, packed) in copy.layers.iter().enumerate() {
             let half = self.used_bytes(layer, copy.longest)?;
             for stretch in self.stretches(layer, copy.longest)? {
@@ -134,7 +134,7 @@ impl Engine {
             usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
             mapped_at_creation: false,
         });
-        let mut encoder = encoder(gpu.device());
+        let mut encoder = self.encoder();
         self.pack(&mut encoder, layer, longest, &staging)?;
         let commands = encoder.finish();
         close_scopes(scopes, "a layer's keys and values", bytes).await?;
@@ -226,10 +226,4 @@ impl Engine {
         }
         Ok(())
     }
-}
-
-fn encoder(device: &wgpu::Device) -> wgpu::CommandEncoder {
-    device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-        label: Some("rings"),
-    })
 }

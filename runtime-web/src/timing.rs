@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::{Engine, UNKNOWN_TOKEN};
+use crate::engine::Engine;
 use crate::error::{EngineError, Result};
 use crate::gpu::Gpu;
 use crate::program::Step;
@@ -136,9 +136,7 @@ impl Engine {
             });
         }
         self.forget_from(self.len);
-        self.history.resize(len as usize, UNKNOWN_TOKEN);
-        self.prompt_len = self.history.len();
-        self.len = len;
+        self.hold_unknown(len);
         self.longest = self.longest.max(len);
         Ok(())
     }

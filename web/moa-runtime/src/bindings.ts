@@ -55,7 +55,9 @@ export interface NativeEngine {
   readonly len: number;
   readonly longest: number;
   readonly layers: number;
-  /** Tokens that can be taken back exactly. */
+  /** Tokens that can be taken back exactly wherever the rings stand. */
+  readonly slack: number;
+  /** Tokens that can be taken back exactly now. */
   readonly rewindable: number;
   readonly context: number;
   kvBytes(): string;

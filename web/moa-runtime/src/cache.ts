@@ -43,15 +43,17 @@ export const contentPath = (sha256: string) => `${CONTENT}/${sha256}`;
 
 const recordPath = async (url: string) => `${MODELS}/${await sha256Hex(new TextEncoder().encode(url))}`;
 
-/** Every chunk of a manifest with its size; equal chunks once. */
-export function chunksOf(manifest: Manifest, chunkBytes: number): Record<string, number> {
-  const chunks: Record<string, number> = {};
+function* chunks(manifest: Manifest, chunkBytes: number): Generator<[sha256: string, size: number], void, void> {
   for (const shard of manifest.shards) {
     for (const [index, sha256] of shard.chunk_sha256.entries()) {
-      chunks[sha256] = Math.min(chunkBytes, shard.bytes - index * chunkBytes);
+      yield [sha256, Math.min(chunkBytes, shard.bytes - index * chunkBytes)];
     }
   }
-  return chunks;
+}
+
+/** Every chunk of a manifest with its size; equal chunks once. */
+export function chunksOf(manifest: Manifest, chunkBytes: number): Record<string, number> {
+  return Object.fromEntries(chunks(manifest, chunkBytes));
 }
 
 async function readRecord(store: Store, path: string): Promise<ModelRecord | undefined> {
@@ -109,12 +111,7 @@ export class ModelCache {
     const here = await (await openStore(this.#kind))?.list(CONTENT);
     if (!here) return 0;
     let bytes = 0;
-    for (const shard of manifest.shards) {
-      for (const [index, sha256] of shard.chunk_sha256.entries()) {
-        const size = Math.min(chunkBytes, shard.bytes - index * chunkBytes);
-        if (here.get(sha256) === size) bytes += size;
-      }
-    }
+    for (const [sha256, size] of chunks(manifest, chunkBytes)) if (here.get(sha256) === size) bytes += size;
     return bytes;
   }
 

@@ -1,6 +1,7 @@
 /**
- * The choice of a token on this side of the GPU, for requests that the engine's own samplers do not know: penalties,
- * and answers held to a grammar. Filters and their order are those of the engine; so is greedy's tie (the smallest id).
+ * The choice of a token on this side of the GPU, for requests with penalties. The engine knows penalties too, but not of
+ * tokens that came with a copy of the rings; here every token of the conversation counts. Filters and their order are
+ * those of the engine; so is greedy's tie (the smallest id).
  */
 
 import type { Sampling } from "./bindings.js";
@@ -68,10 +69,10 @@ export class Chooser {
     for (let draw = 0; draw < answer.length; draw++) this.#draw();
   }
 
-  /** The next token, where `allowed` (by id, if given) has one; changes `logits`. */
-  choose(logits: Float32Array, allowed?: (id: number) => boolean): number | undefined {
+  /** The next token, if any logit is a number; changes `logits`. */
+  choose(logits: Float32Array): number | undefined {
     this.#penalize(logits);
-    const id = this.#pick(logits, allowed);
+    const id = this.#pick(logits);
     if (id !== undefined) this.#count(id);
     return id;
   }
@@ -94,9 +95,9 @@ export class Chooser {
     }
   }
 
-  #pick(logits: Float32Array, allowed: ((id: number) => boolean) | undefined): number | undefined {
+  #pick(logits: Float32Array): number | undefined {
     const { temperature = 0, topK = 0, topP = 1, minP = 0 } = this.#sampling;
-    const open = (id: number) => Number.isFinite(logits[id] as number) && (allowed?.(id) ?? true);
+    const open = (id: number) => Number.isFinite(logits[id] as number);
     if (temperature === 0) {
       let best: number | undefined;
       for (let id = 0; id < logits.length; id++) {

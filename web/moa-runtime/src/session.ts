@@ -61,8 +61,6 @@ export interface SavedRings {
 const LONGEST_BATCH = 8;
 /** How long a batch should take, so that text flows and an abort is quick. */
 const BATCH_MS = 60;
-/** Decoded tokens that may be taken back exactly: the slack of the rings. */
-const SLACK = 64;
 /** Copies that are kept at most, however small. */
 const MOST_TURNS = 8;
 
@@ -275,7 +273,7 @@ export class Session {
   /** Copies the rings on the GPU, at the end of a prompt. */
   async #keepTurn(): Promise<void> {
     // What a rewind reaches anyway needs no copy.
-    if (this.#turnBytes === 0 || this.#cached.length <= SLACK) return;
+    if (this.#turnBytes === 0 || this.#cached.length <= this.#engine.slack) return;
     const same = this.#turns.findIndex(({ ids }) => ids.length === this.#cached.length && ids.every((id, at) => id === this.#cached[at]));
     if (same >= 0) {
       this.#turns.push(...this.#turns.splice(same, 1));

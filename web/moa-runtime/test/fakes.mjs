@@ -26,6 +26,7 @@ export class FakeEngine {
   pending = undefined;
   hasLogits = false;
   layers = 2;
+  slack = 64;
   context;
   prefillChunk;
   /** Up to this many tokens everything can be taken back. */
