@@ -13,7 +13,7 @@ mod twin;
 use half::{bf16, f16};
 use moa_kernels::{Gpu, Influence, InfluenceInputs, InfluenceShape, Layout};
 use moa_reference::compare::{Comparison, Tolerance, compare};
-use twin::{Layer, Value};
+use twin::{Layer, Value, shape};
 
 const WORKSPACE: usize = 48 << 20;
 
@@ -81,21 +81,6 @@ fn assert_parity<T: Value>(gpu: &Gpu, layer: &Layer<T>, workspace_bytes: usize, 
             layer.shape
         );
         let _ = result.assert(&format!("{:?} phi {phi}", layer.shape));
-    }
-}
-
-fn shape(heads: u32, kv_heads: u32, len: u32, head_dim: u32, sink: u32) -> InfluenceShape {
-    InfluenceShape {
-        heads,
-        kv_heads,
-        len,
-        head_dim,
-        sink,
-        layout: if len.is_multiple_of(2) {
-            Layout::HeadsFirst
-        } else {
-            Layout::TokensFirst
-        },
     }
 }
 

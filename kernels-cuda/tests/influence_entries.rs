@@ -16,7 +16,7 @@ use moa_mask::{HeadMask, MaskGrid};
 use moa_reference::attention_prefill::{AttentionShape, attention_prefill};
 use moa_reference::compare::{Comparison, Tolerance, compare};
 use moa_reference::influence_entries::influence;
-use twin::{Layer, Value};
+use twin::{Layer, Value, shape};
 
 const DENSE: HeadMask = HeadMask::DENSE;
 /// Part of the largest value that an error may be; the largest seen on an H100 stands in docs/measurements.md.
@@ -165,21 +165,6 @@ fn check<T: Value>(gpu: &Gpu, layer: &Layer<T>, masks: &[HeadMask], workspace_by
     for (name, part, result) in results(&found, &expected(layer, masks)) {
         println!("{:?} {name}: {part:.2e} of the largest value", layer.shape);
         let _ = result.assert(&format!("{:?} {masks:?} {name}", layer.shape));
-    }
-}
-
-fn shape(heads: u32, kv_heads: u32, len: u32, head_dim: u32, sink: u32) -> InfluenceShape {
-    InfluenceShape {
-        heads,
-        kv_heads,
-        len,
-        head_dim,
-        sink,
-        layout: if len.is_multiple_of(2) {
-            Layout::HeadsFirst
-        } else {
-            Layout::TokensFirst
-        },
     }
 }
 

@@ -60,6 +60,28 @@ impl Random {
     }
 }
 
+/// A layer's shape; its layout follows the length, so that cases of even and odd lengths meet both.
+pub(crate) fn shape(
+    heads: u32,
+    kv_heads: u32,
+    len: u32,
+    head_dim: u32,
+    sink: u32,
+) -> InfluenceShape {
+    InfluenceShape {
+        heads,
+        kv_heads,
+        len,
+        head_dim,
+        sink,
+        layout: if len.is_multiple_of(2) {
+            Layout::HeadsFirst
+        } else {
+            Layout::TokensFirst
+        },
+    }
+}
+
 /// One layer's inputs on the host.
 #[derive(Debug, Clone)]
 pub(crate) struct Layer<T> {
