@@ -52,7 +52,7 @@ async function answer(folder, request, response, intercept) {
   if (info?.isDirectory()) {
     if (!path.endsWith("/")) return response.writeHead(308, { location: `${pathname}/` }).end();
     const page = await stat(join(file, "index.html")).catch(() => undefined);
-    // A bundle's folder has no page of its own; the chat page lies in its subfolder.
+    // A bundle's folder has no page of its own; the pages lie in its subfolder.
     if (!page && path === "/") return response.writeHead(307, { location: "/web/" }).end();
     file = join(file, "index.html");
     info = page;

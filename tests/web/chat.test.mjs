@@ -22,7 +22,7 @@ after(async () => {
 });
 
 test("one types and sees tokens stream; Stop stops; the conversation goes on", { timeout: 300_000 }, async () => {
-  const page = await openPage(browser, `${server.url}/web/?context=1024`, { viewport: { width: 1100, height: 800 } });
+  const page = await openPage(browser, `${server.url}/web/chat/?context=1024`, { viewport: { width: 1100, height: 800 } });
   const seen = new Set();
   await page.exposeFunction("seen", (text) => seen.add(text));
   await page.evaluate(() => new MutationObserver(() => seen(document.getElementById("loading-text").textContent))
@@ -35,7 +35,7 @@ test("one types and sees tokens stream; Stop stops; the conversation goes on", {
   assert.equal(await page.inputValue("#plan"), manifest.default_plan);
   assert.equal(await page.textContent("#density"), `${(100 * at.kv_density).toFixed(1)}%`);
   assert.match(await page.textContent("#dense-bytes"), /^[\d.]+ MiB$/);
-  assert.equal(await page.locator("#spans i").count(), manifest.model.layers * manifest.model.kv_heads);
+  assert.equal(await page.locator("#spans .cell").count(), manifest.model.layers * manifest.model.kv_heads);
   assert.ok(await page.isVisible("#spans"), "the plan is in sight");
   assert.match(await page.textContent("#model-name"), /^SmolLM2 135M( Instruct)? on /);
 
@@ -66,7 +66,7 @@ test("one types and sees tokens stream; Stop stops; the conversation goes on", {
   assert.deepEqual(after, [], "nothing is fetched after loading");
   await page.screenshot({ path: `${pictures}/chat-answered.png` });
 
-  // Editing the first message gives up what came after it; leaving off gives up nothing.
+  // Editing the first message begins another branch there; leaving off begins none.
   const turns = () => page.locator(".turn").count();
   assert.equal(await turns(), 4);
   await page.locator(".turn.user").first().hover();
@@ -81,14 +81,30 @@ test("one types and sees tokens stream; Stop stops; the conversation goes on", {
   await page.click("#stop");
   await page.waitForSelector("#send:not([hidden])");
   assert.equal(await turns(), 2);
-  await page.click(".turn.assistant button");
+  await page.click("text=Try again");
   await page.waitForSelector("#stop:not([hidden])");
   await page.click("#stop");
   await page.waitForSelector("#send:not([hidden])");
   assert.equal(await turns(), 2, "another try takes the place of the answer");
-  await page.fill("#prompt", "a long text ".repeat(60));
+  // Both branches are still there.
+  assert.match(await page.locator(".turn.assistant .doings").textContent(), /2 of 2/);
+  assert.match(await page.locator(".turn.user .doings").textContent(), /2 of 2/);
+  await page.click(".turn.user >> [aria-label='The branch before']");
+  assert.equal(await turns(), 4);
+  assert.equal(await page.locator(".turn.user .text").first().textContent(), "Write a very long story about a whale.");
+  await page.click(".turn.user >> [aria-label='The next branch']");
+  assert.equal(await turns(), 2);
+
+  // A long text that is pasted becomes a document, and goes with the message.
+  await page.evaluate(() => {
+    const clipboardData = new DataTransfer();
+    clipboardData.setData("text/plain", "a long text ".repeat(150));
+    document.getElementById("prompt").dispatchEvent(new ClipboardEvent("paste", { clipboardData, cancelable: true }));
+  });
+  assert.match(await page.textContent("#attachment-text"), /^Document, \d+ tokens$/);
   await page.waitForFunction(() => /^\d+ tokens; there is room for [\d,]+$/.test(document.getElementById("meter").textContent));
-  await page.fill("#prompt", "");
+  await page.click("#detach");
+  assert.ok(await page.isHidden("#attachment"));
 
   await page.click("#clear");
   assert.equal(await page.locator(".turn").count(), 0);
@@ -101,7 +117,7 @@ test("without WebGPU there is a sentence, and nothing is downloaded", async () =
   const page = await openPage(browser, "about:blank", { viewport: { width: 390, height: 780 } });
   await page.addInitScript(() => Object.defineProperty(Navigator.prototype, "gpu", { get: () => undefined }));
   const before = server.requests.length;
-  await page.goto(`${server.url}/web/`);
+  await page.goto(`${server.url}/web/chat/`);
   await page.waitForSelector("#problem:not([hidden])");
   assert.match(await page.textContent("#problem-text"), /^This browser has no WebGPU.*\.$/);
   assert.match(await page.textContent("#problem-hint"), /Chrome.*\.$/);
@@ -115,7 +131,7 @@ test("without WebGPU there is a sentence, and nothing is downloaded", async () =
 test("the page opens without a network once it was loaded", { timeout: 120_000 }, async () => {
   const context = await browser.newContext({ viewport: { width: 768, height: 900 } });
   const page = await context.newPage();
-  await page.goto(`${server.url}/web/?context=1024`);
+  await page.goto(`${server.url}/web/chat/?context=1024`);
   await page.waitForSelector("#welcome:not([hidden])", { timeout: 120_000 });
   await context.setOffline(true);
   await page.reload();
@@ -125,7 +141,7 @@ test("the page opens without a network once it was loaded", { timeout: 120_000 }
 
 test("a browser that has WebGPU but no adapter says so", async () => {
   const bare = await launch({ webgpu: false });
-  const page = await openPage(bare, `${server.url}/web/`);
+  const page = await openPage(bare, `${server.url}/web/chat/`);
   await page.waitForSelector("#problem:not([hidden])");
   assert.match(await page.textContent("#problem-text"), /^This browser has .*WebGPU.*\.$/);
   await bare.close();
@@ -133,7 +149,7 @@ test("a browser that has WebGPU but no adapter says so", async () => {
 
 test("a bundle that is not there, or not a bundle, is said in a sentence", async () => {
   for (const [model, sentence] of [["/nothing/manifest.json", /status 404/], ["/README.md", /manifest cannot be used/]]) {
-    const page = await openPage(browser, `${server.url}/web/?model=${model}`);
+    const page = await openPage(browser, `${server.url}/web/chat/?model=${model}`);
     await page.waitForSelector("#problem:not([hidden])");
     assert.match(await page.textContent("#problem-text"), sentence);
     await page.close();
@@ -141,7 +157,7 @@ test("a bundle that is not there, or not a bundle, is said in a sentence", async
 });
 
 test("the page fits a phone, and everything has a name", async () => {
-  const page = await openPage(browser, `${server.url}/web/?context=1024`, { viewport: { width: 360, height: 700 }, colorScheme: "dark" });
+  const page = await openPage(browser, `${server.url}/web/chat/?context=1024`, { viewport: { width: 360, height: 700 }, colorScheme: "dark" });
   await page.waitForSelector("#welcome:not([hidden])", { timeout: 120_000 });
   const { scroll, client } = await page.evaluate(() => ({
     scroll: document.documentElement.scrollWidth, client: document.documentElement.clientWidth,

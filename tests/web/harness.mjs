@@ -1,6 +1,6 @@
 // A server with everything that the tests in this folder load, and a page on which they call the package:
 //
-//   /          a bundle, by default that in MOA_BUNDLE, with the chat page in its folder web/
+//   /          a bundle, by default that in MOA_BUNDLE, with the pages in its folder web/
 //   /harness/  an empty page with the package as `globalThis.moa`
 //   /flipped/  the same bundle with one bit of its weights turned over
 

@@ -1,6 +1,6 @@
-//! The demo: compile a small model on this machine, verify the bundle and serve the chat page.
+//! The demo: compile a small model on this machine, verify the bundle and serve the pages.
 //!
-//! The output folder is the bundle itself with the page in its subfolder `web`: any static host can serve it.
+//! The output folder is the bundle itself with the pages in its subfolder `web`: any static host can serve it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::setup::{self, Purpose};
 use crate::workspace::{Profile, Workspace};
 use crate::{wasm, web};
 
-/// What the page calls the model; its file names a step of its training.
+/// What the pages call the model; its file names a step of its training.
 const MODEL_NAME: &str = "SmolLM2-135M-Instruct";
 
 /// Options of `cargo xtask demo`.
@@ -62,7 +62,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     wasm::build(workspace)?;
     web::build(workspace, &out.join("web"))?;
     println!(
-        "the bundle is in {}, the page in its folder web",
+        "the bundle is in {}, the pages in its folder web",
         out.display()
     );
     if options.no_serve {

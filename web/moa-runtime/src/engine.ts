@@ -91,6 +91,8 @@ export interface PlanInfo {
   sink: number;
   /** Span in tokens, `[layer][kv_head]`, at the declared context. */
   spans: number[][];
+  /** Slots that a ring has beside its span, so that tokens can be taken back. */
+  slack: number;
   /** The plan as the compiler writes it. */
   json: string;
 }
@@ -279,9 +281,9 @@ export class Engine {
 
   /** The plan in use. */
   plan(): PlanInfo {
-    const { planJson, spansJson } = this.#parts.info;
+    const { planJson, spansJson, slack } = this.#parts.info;
     const { sink, spans } = JSON.parse(spansJson) as { sink: number; spans: number[][] };
-    return { name: this.#parts.planName, kvDensity: this.memory().kv.kvDensity, sink, spans, json: planJson };
+    return { name: this.#parts.planName, kvDensity: this.memory().kv.kvDensity, sink, spans, slack, json: planJson };
   }
 
   /** GPU memory, exact. */

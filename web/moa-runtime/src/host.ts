@@ -144,6 +144,7 @@ class Host {
       gpuBytesJson: engine.gpuBytes(),
       planJson: engine.planJson(),
       spansJson,
+      slack: engine.slack,
       adapterJson: engine.adapterJson(),
       report,
     };

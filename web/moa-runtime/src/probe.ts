@@ -120,7 +120,8 @@ async function probeDevice(): Promise<Probe> {
 
 async function probeModel(model: ModelInput): Promise<ProbedModel> {
   const location = locate(model);
-  const { manifest } = await Bundle.open(location, "none", undefined);
+  // Without a network the manifest of an earlier load answers.
+  const { manifest } = await Bundle.open(location, location.kind === "url" ? undefined : "none", undefined);
   const cached = location.kind === "url" ? await new ModelCache().bytesOf(manifest, CHUNK_BYTES) : 0;
   return {
     name: manifest.name,

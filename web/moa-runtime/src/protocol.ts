@@ -35,6 +35,7 @@ export interface LoadedInfo {
   gpuBytesJson: string;
   planJson: string;
   spansJson: string;
+  slack: number;
   adapterJson: string;
   report: LoadReport;
 }

@@ -72,7 +72,7 @@ class RecordingWorker extends EventTarget {
 
 const info = {
   contextLength: 512, kvBytesJson: '{"cache":10,"scratch":1,"total":11,"dense":20,"kvDensity":0.5}', gpuBytesJson: '{"total":1}',
-  planJson: "{}", spansJson: '{"sink":0,"context":512,"spans":[[64]]}', adapterJson: '{"name":"fake"}',
+  planJson: "{}", spansJson: '{"sink":0,"context":512,"spans":[[64]]}', slack: 64, adapterJson: '{"name":"fake"}',
   report: { fetchedBytes: 12, cachedBytes: 0, repairedChunks: 0, retries: 0 },
 };
 
@@ -96,7 +96,7 @@ test("the bundle's own plan and context are the default", async (t) => {
   assert.equal(request.contextLength, 512);
   assert.deepEqual(request.shards, manifest.shards);
   assert.deepEqual(request.location, { kind: "url", url: "http://bundle.test/b/manifest.json" });
-  assert.deepEqual(engine.plan(), { name: "half", kvDensity: 0.5, sink: 0, spans: [[64]], json: "{}" });
+  assert.deepEqual(engine.plan(), { name: "half", kvDensity: 0.5, sink: 0, spans: [[64]], slack: 64, json: "{}" });
   await engine.unload();
   assert.ok(worker.terminated);
 });
