@@ -33,6 +33,8 @@ pub(crate) struct Gathered {
 pub(crate) struct Wish<'a> {
     /// A file; without one the built-in kinds.
     pub(crate) file: Option<&'a Path>,
+    /// A plain text in place of the built-in prose.
+    pub(crate) text: Option<&'a Path>,
     pub(crate) lengths: Vec<u32>,
     /// Samples of each kind at each length.
     pub(crate) count: usize,
@@ -48,6 +50,7 @@ impl<'a> Wish<'a> {
     pub(crate) fn of(args: &'a ProfileArgs, preset: &Preset) -> Self {
         Self {
             file: args.calibration.as_deref(),
+            text: args.text.as_deref(),
             lengths: preset.lengths.clone(),
             count: preset.samples,
             seed: args.seed,
@@ -63,9 +66,25 @@ pub(crate) fn gather(
     wish: &Wish<'_>,
     printer: &Printer,
 ) -> anyhow::Result<Gathered> {
+    opened
+        .stages
+        .time("calibration", || written(opened, wish, printer))
+        .and_then(|samples| answered(opened, samples, printer))
+}
+
+/// Samples as their source gives them; responses may be missing.
+fn written(
+    opened: &Opened,
+    wish: &Wish<'_>,
+    printer: &Printer,
+) -> anyhow::Result<BTreeMap<u32, Vec<Sample>>> {
     let source = match wish.file {
         Some(path) => CalibrationSource::of_file(path),
-        None => CalibrationSource::Builtin(Kind::ALL.to_vec()),
+        None => {
+            let mut kinds = Kind::ALL.to_vec();
+            kinds.retain(|kind| wish.text.is_none() || *kind != Kind::Prose);
+            CalibrationSource::Builtin(kinds)
+        }
     };
     let tokenizer = opened
         .source
@@ -85,6 +104,12 @@ pub(crate) fn gather(
     for &length in &wish.lengths {
         let list = calibration.samples(tokenizer, length, skip + wish.count, seed)?;
         let mut list = without_first(list, skip, printer);
+        if let Some(path) = wish.text {
+            let windows = opened
+                .text(path)?
+                .samples(length, wish.after + wish.count, wish.seed)?;
+            list.extend(without_first(windows, wish.after, printer));
+        }
         if wish.all_targets {
             for sample in list.iter_mut().filter(|sample| !sample.needs_response()) {
                 sample.response_start = 1;
@@ -92,6 +117,15 @@ pub(crate) fn gather(
         }
         samples.insert(length, list);
     }
+    Ok(samples)
+}
+
+/// The same with every response there: what is missing, the dense model writes.
+fn answered(
+    opened: &Opened,
+    mut samples: BTreeMap<u32, Vec<Sample>>,
+    printer: &Printer,
+) -> anyhow::Result<Gathered> {
     let missing = samples
         .values()
         .flatten()

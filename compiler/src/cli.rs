@@ -158,6 +158,12 @@ pub(crate) struct ProfileArgs {
     /// Records: `{"prompt","response"}`, `{"messages":[..]}` or `{"ids":[..],"response_start":k}`.
     #[arg(long, value_name = "FILE")]
     pub(crate) calibration: Option<PathBuf>,
+    /// A plain text whose windows calibrate language modelling, in place of the built-in prose.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+    /// Divide logits by this before the loss of answers: above 1, heads that make a right answer certain are still heard.
+    #[arg(long, value_name = "FACTOR")]
+    pub(crate) temperature: Option<f64>,
     /// Lengths to profile, in tokens, separated by commas. Default: by effort.
     #[arg(long, value_delimiter = ',', value_name = "N,..")]
     pub(crate) lengths: Vec<u32>,
@@ -262,7 +268,11 @@ pub(crate) struct SearchArgs {
     /// Further steps at the density, each kept only if it measures better. Default: 1, 2 or 4 by effort.
     #[arg(long, value_name = "COUNT")]
     pub(crate) rounds: Option<usize>,
-    /// How much of the costs of earlier points a step keeps, 0 to 1.
+    /// Samples of each kind at each length that a step profiles, fresh ones every time. Default: as many as at the dense
+    /// model.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) step_samples: Option<usize>,
+    /// Weight of the mean cost over earlier points against the newest point's.
     #[arg(long, default_value_t = 0.5, value_name = "FRACTION")]
     pub(crate) damping: f64,
     /// Trust region: share of the dense cache that a step may move beyond what its budget takes away. Halved when a
@@ -360,7 +370,8 @@ pub(crate) struct Solve {
 pub(crate) struct Search {
     /// A Hugging Face folder or a GGUF file.
     pub(crate) model: PathBuf,
-    /// The plan, as JSON. Finished work waits beside it until the search is done.
+    /// The plan, as JSON; with several densities a folder with a plan for each. Finished work waits beside it until the
+    /// search is done.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
     /// Calibration and profile.

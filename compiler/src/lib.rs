@@ -31,6 +31,7 @@ mod profile;
 mod report;
 mod search;
 mod source;
+mod stages;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

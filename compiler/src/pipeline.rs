@@ -8,23 +8,26 @@ use moa_format::ModelConfig;
 use moa_lm::LossKind;
 use moa_model::Checkpoint;
 
-use crate::calibrate::Sample;
+use crate::calibrate::text::Text;
+use crate::calibrate::{CalibrationError, Sample};
 use crate::calibration::{self, Wish};
 use crate::cli::{DeviceChoice, LossChoice, ProfileArgs, SolveArgs};
 use crate::device::{self, Model, Place};
 use crate::effort::preset;
-use crate::files::FileError;
+use crate::files::{FileError, read_bounded};
 use crate::hint::Told;
 use crate::interrupt;
 use crate::plans;
 use crate::printer::Printer;
 use crate::profile::{CostSpec, Curves, ProfileSpec, Profiler, Scale, SolveSpec, check_budgets};
 use crate::source::Source;
+use crate::stages::Stages;
 
 /// Who wrote a plan or a bundle.
 pub(crate) const TOOL: &str = concat!("moa-compile ", env!("CARGO_PKG_VERSION"));
 /// Context length of a bundle whose model could go further, unless asked.
 pub(crate) const DEFAULT_CONTEXT: u32 = 8192;
+const TEXT_LIMIT: u64 = 256 << 20;
 
 /// An opened checkpoint; its weights are loaded when they are first needed.
 pub(crate) struct Opened {
@@ -34,7 +37,10 @@ pub(crate) struct Opened {
     pub(crate) source_sha256: String,
     /// Where the model is computed.
     pub(crate) place: Place,
+    /// What took how long.
+    pub(crate) stages: Stages,
     lm: OnceCell<Model>,
+    text: OnceCell<Text>,
 }
 
 impl Opened {
@@ -53,13 +59,28 @@ impl Opened {
     /// The model with its weights.
     pub(crate) fn lm(&self, printer: &Printer) -> anyhow::Result<&Model> {
         if self.lm.get().is_none() {
-            let lm = device::load(self.place, &self.source, printer)?;
+            let lm = self.stages.time("loading", || {
+                device::load(self.place, &self.source, printer)
+            })?;
             // Just found empty, and nobody else holds this cell.
             let _ = self.lm.set(lm);
         }
         self.lm
             .get()
             .ok_or_else(|| crate::exit::Internal("the model vanished".into()).into())
+    }
+
+    /// The text that a command calibrates language modelling on, tokenized once.
+    pub(crate) fn text(&self, path: &Path) -> anyhow::Result<&Text> {
+        if self.text.get().is_none() {
+            let bytes = read_bounded(path, TEXT_LIMIT)?;
+            let tokenizer = self.source.tokenizer();
+            let tokenizer = tokenizer.ok_or(CalibrationError::NoTokenizer { line: None })?;
+            let _ = self.text.set(Text::parse(&bytes, tokenizer)?);
+        }
+        self.text
+            .get()
+            .ok_or_else(|| crate::exit::Internal("the text vanished".into()).into())
     }
 }
 
@@ -96,7 +117,9 @@ pub(crate) fn open_on(
         license,
         source_sha256,
         place,
+        stages: Stages::default(),
         lm: OnceCell::new(),
+        text: OnceCell::new(),
     };
     opened.checkpoint()?;
     Ok(opened)
@@ -213,12 +236,16 @@ pub(crate) fn profile(
         loss,
         at,
         blocks,
+        temperature: args.temperature,
         source_sha256: opened.source_sha256.clone(),
     };
     let mut curves = profile_samples(opened, &calibration.samples, &spec, work, printer)?;
     describe(&mut curves, opened, args.seed, &calibration.sha256);
     let mut put = |key: &str, value: String| curves.metadata.insert(key.to_owned(), value);
     put("loss", format!("{loss:?}"));
+    if let Some(temperature) = spec.temperature {
+        put("temperature", temperature.to_string());
+    }
     if let Some(plan) = &spec.at {
         put("at", plan.hash());
     }
@@ -239,7 +266,9 @@ pub(crate) fn profile_samples(
         printer,
         cancel: interrupt::flag(),
     };
-    profiler.run(samples, spec)
+    opened
+        .stages
+        .time("profiling", || profiler.run(samples, spec))
 }
 
 /// What curves, and plans from them, say of where they came from.

@@ -84,6 +84,9 @@ pub struct ProfileOptions<'a> {
     pub at: Option<&'a ModelMasks>,
     /// The loss.
     pub loss: LossKind,
+    /// What logits are divided by before the loss; 1 if absent. Where an answer is certain its cross entropy has no slope
+    /// left, whatever the heads that found it are worth: above 1 they are heard.
+    pub temperature: Option<f64>,
     /// Side in tokens of the blocks of per-entry influence maps; no maps if absent.
     pub blocks: Option<u32>,
 }

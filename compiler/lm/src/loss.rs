@@ -6,7 +6,7 @@ use moa_mask::ModelMasks;
 
 use crate::lm::count;
 use crate::observer::{Observer, Phase, check};
-use crate::{Device, Keep, Lm, LossKind, Result, Sample};
+use crate::{Device, Keep, Lm, LmError, LossKind, Result, Sample};
 
 /// Rows that carry loss, and what they are compared with.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub(crate) struct LossRows<B> {
     targets: Vec<u32>,
     /// The dense model's final rows, normed, where KL is the loss.
     teacher: Option<B>,
+    /// The final norm with the temperature in its weight, where there is one: logits are linear in it.
+    final_norm: Option<B>,
 }
 
 impl<D: Device> Lm<D> {
@@ -47,7 +49,7 @@ impl<D: Device> Lm<D> {
         observer: &dyn Observer,
     ) -> Result<f64> {
         let masks = self.masks(masks)?;
-        let rows = self.loss_rows(sample, kind, observer)?;
+        let rows = self.loss_rows(sample, kind, None, observer)?;
         let x = self.forward(&sample.ids, masks, Phase::Forward, observer, None)?;
         Ok(self.loss_at(&x, &rows, observer, false)?.0)
     }
@@ -57,22 +59,48 @@ impl<D: Device> Lm<D> {
         &self,
         sample: &Sample,
         kind: LossKind,
+        temperature: Option<f64>,
         observer: &dyn Observer,
     ) -> Result<LossRows<D::Buffer>> {
         self.check_ids(&sample.ids)?;
         let (rows, targets) = sample.rows_and_targets()?;
+        let final_norm = temperature
+            .map(|value| self.cooled_norm(value))
+            .transpose()?;
         let teacher = match kind {
             LossKind::CrossEntropy => None,
             LossKind::KlToDense => {
                 let x = self.forward(&sample.ids, &self.dense, Phase::Teacher, observer, None)?;
-                Some(self.normed_rows(&x, &rows)?)
+                let hidden = self.config.hidden_dim as usize;
+                let x_rows = self.device.gather_rows(&x, hidden, &rows)?;
+                let norm = final_norm.as_ref().unwrap_or(&self.weights.final_norm);
+                Some(self.norm(&x_rows, norm)?)
             }
         };
         Ok(LossRows {
             rows,
             targets,
             teacher,
+            final_norm,
         })
+    }
+
+    /// The final norm's weight divided by a temperature.
+    fn cooled_norm(&self, temperature: f64) -> Result<D::Buffer> {
+        if !(temperature > 0.0 && temperature.is_finite()) {
+            return Err(LmError::BadOption {
+                what: "temperature",
+                got: temperature.to_string(),
+                expected: "more than 0",
+            });
+        }
+        let mut weight = self.device.download(&self.weights.final_norm)?;
+        for value in &mut weight {
+            #[expect(clippy::cast_possible_truncation, reason = "a weight is f32")]
+            let cooled = (f64::from(*value) / temperature) as f32;
+            *value = cooled;
+        }
+        self.device.upload(weight)
     }
 
     /// The loss, and where it is wanted its gradient with respect to the final residual stream `x`, times the device's
@@ -86,6 +114,8 @@ impl<D: Device> Lm<D> {
     ) -> Result<(f64, Option<D::Buffer>)> {
         let hidden = self.config.hidden_dim as usize;
         let rows = &loss_rows.rows;
+        let final_norm = loss_rows.final_norm.as_ref();
+        let final_norm = final_norm.unwrap_or(&self.weights.final_norm);
         let scale = 1.0 / f64::from(count(rows.len())?);
         let larger = scale * self.device.gradient_scale();
         let mut loss = 0.0;
@@ -102,7 +132,7 @@ impl<D: Device> Lm<D> {
         {
             check(observer)?;
             let x_rows = self.device.gather_rows(x, hidden, rows)?;
-            let logits = self.lm_head(&self.norm(&x_rows, &self.weights.final_norm)?)?;
+            let logits = self.lm_head(&self.norm(&x_rows, final_norm)?)?;
             let (sum, d_logits) = match &loss_rows.teacher {
                 None => self.device.cross_entropy(logits, targets, larger)?,
                 Some(teacher) => {
@@ -120,13 +150,9 @@ impl<D: Device> Lm<D> {
                     .device
                     .matmul_backward(&d_logits, lm_head, None, Keep::Full)?;
                 let eps = self.config.rms_norm_eps;
-                let d_rows = self.device.rms_norm_backward(
-                    &x_rows,
-                    &self.weights.final_norm,
-                    &d_normed,
-                    eps,
-                    None,
-                )?;
+                let d_rows = self
+                    .device
+                    .rms_norm_backward(&x_rows, final_norm, &d_normed, eps, None)?;
                 self.device.scatter_rows(&d_rows, hidden, rows, d_x)?;
             }
         }

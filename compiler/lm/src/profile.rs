@@ -37,7 +37,7 @@ impl<D: Device> Lm<D> {
             });
         }
         let masks = self.masks(options.at)?;
-        let loss_rows = self.loss_rows(sample, options.loss, observer)?;
+        let loss_rows = self.loss_rows(sample, options.loss, options.temperature, observer)?;
         let mut saved = Vec::with_capacity(self.weights.layers.len());
         let x = self.forward(
             &sample.ids,
@@ -218,16 +218,19 @@ mod tests {
                 window: 20,
             },
         );
-        for (at, kind) in [
-            (None, LossKind::CrossEntropy),
-            (Some(&masks), LossKind::CrossEntropy),
-            (Some(&masks), LossKind::KlToDense),
+        for (at, kind, temperature) in [
+            (None, LossKind::CrossEntropy, None),
+            (Some(&masks), LossKind::CrossEntropy, None),
+            (Some(&masks), LossKind::CrossEntropy, Some(0.5)),
+            (Some(&masks), LossKind::KlToDense, None),
+            (Some(&masks), LossKind::KlToDense, Some(0.5)),
         ] {
             // The dense model of KL stays where it is while the masked one moves.
-            let teacher = lm.loss_rows(&sample, kind, &()).unwrap();
+            let teacher = lm.loss_rows(&sample, kind, temperature, &()).unwrap();
             let options = ProfileOptions {
                 at,
                 loss: kind,
+                temperature,
                 ..Default::default()
             };
             let gradient = lm.backward(&sample, &options, &()).unwrap().1;
@@ -276,7 +279,7 @@ mod tests {
                 // The cubic term cancels between two steps.
                 let slope = (4.0 * slope_over(1.0 / 1024.0) - slope_over(1.0 / 512.0)) / 3.0;
                 let expected = along(&sample.ids);
-                println!("{kind:?}: slope {slope:.5}, gradient {expected:.5}");
+                println!("{kind:?} {temperature:?}: slope {slope:.5}, gradient {expected:.5}");
                 assert!(
                     (slope - expected).abs() < 0.01 * expected.abs() + 1e-3,
                     "{slope} {expected}"

@@ -6,6 +6,7 @@
 
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use super::fit::{Stretch, fill};
 use super::lines::LineWriter;
@@ -67,17 +68,19 @@ pub fn samples(
     count: usize,
     seed: u64,
 ) -> Result<Vec<Sample>> {
-    let mut samples = Vec::with_capacity(kinds.len() * count);
-    for index in 0..count {
-        for &kind in kinds {
+    let wanted: Vec<(usize, Kind)> = (0..count)
+        .flat_map(|index| kinds.iter().map(move |&kind| (index, kind)))
+        .collect();
+    wanted
+        .into_par_iter()
+        .map(|(index, kind)| {
             let mut rng = seeded(VERSION, kind.name(), length, seed, index);
             // One depth in every equal part of the text, so that few samples still cover it.
             #[expect(clippy::cast_precision_loss, reason = "a handful of samples")]
             let depth = (index as f64 + rng.random::<f64>()) / count as f64;
-            samples.push(sample(kind, tokenizer, length, depth, rng)?);
-        }
-    }
-    Ok(samples)
+            sample(kind, tokenizer, length, depth, rng)
+        })
+        .collect()
 }
 
 fn sample(

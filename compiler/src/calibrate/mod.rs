@@ -11,7 +11,7 @@ pub(crate) mod fit;
 pub mod jsonl;
 mod lines;
 pub(crate) mod prose;
-mod questions;
+pub(crate) mod questions;
 pub(crate) mod stories;
 pub mod text;
 pub(crate) mod tokenize;

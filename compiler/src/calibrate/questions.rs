@@ -142,7 +142,7 @@ const STARTS: &[[&str; 3]] = &[
 ];
 
 /// Words that the prose does not use.
-const SLOTS: &[(&str, &[&str])] = &[
+pub(crate) const SLOTS: &[(&str, &[&str])] = &[
     (
         "city",
         &[

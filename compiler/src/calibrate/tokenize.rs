@@ -7,8 +7,9 @@ use super::Result;
 /// A chat template may name the date; calibration must not depend on the day.
 const TEMPLATE_UNIX_SECS: i64 = 1_735_689_600;
 
-/// What calibration needs of a tokenizer, so that it can be tested without one.
-pub trait Tokenize {
+/// What calibration needs of a tokenizer, so that it can be tested without one. Threads share it: texts are fitted to their
+/// length by tokenizing them a dozen times.
+pub trait Tokenize: Sync {
     /// The ids of `text`; with `add_special` the tokens that open every text of the model (BOS) come first.
     ///
     /// # Errors

@@ -54,12 +54,15 @@ pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
         provenance: provenance(plan, &opened),
         cancel: interrupt::flag(),
     };
-    let written = write(&args.out, &spec, &mut || bar.inc(1))?;
+    let written = opened
+        .stages
+        .time("writing", || write(&args.out, &spec, &mut || bar.inc(1)))?;
     bar.finish_and_clear();
     let bundle = Bundle::open(&args.out)?;
     let bar = printer.bar("verifying", bundle.manifest().file_names().count() as u64);
-    bundle
-        .verify(|| bar.inc(1))
+    opened
+        .stages
+        .time("verifying", || bundle.verify(|| bar.inc(1)))
         .context("the bundle that was just written does not verify")?;
     bar.finish_and_clear();
     let perplexity = perplexity::compare(&opened, &bundle, written.max_error, printer)?;
@@ -86,6 +89,7 @@ pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
             .filter(|(name, _)| *name == plan.name)
             .map(|(_, at)| at)
             .collect::<Vec<_>>(),
+        "stages": opened.stages.secs(),
         "secs": begun.elapsed().as_secs_f64(),
     });
     let mut text = format!(

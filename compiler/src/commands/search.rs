@@ -3,20 +3,12 @@
 use serde_json::json;
 
 use crate::cli::Search;
-use crate::files::{sibling, write_atomic};
-use crate::hint::Told;
+use crate::files::{FileError, sibling, write_atomic};
 use crate::pipeline;
 use crate::printer::Printer;
-use crate::search::{self, Job};
+use crate::search::{self, Job, Searched};
 
 pub(crate) fn run(args: &Search, printer: &Printer) -> anyhow::Result<()> {
-    if args.solve.density.len() > 1 {
-        return Err(Told::new(
-            "--density has several values",
-            "`search` writes one plan; `build` takes several densities",
-        )
-        .into());
-    }
     let work = sibling(&args.out, "moa-work");
     let opened = pipeline::open(&args.model, &args.profile, printer)?;
     let context = pipeline::context(args.solve.context, opened.source.config())?;
@@ -30,8 +22,20 @@ pub(crate) fn run(args: &Search, printer: &Printer) -> anyhow::Result<()> {
         work: &work,
         printer,
     })?;
+    let several = found.len() > 1;
+    let path_of = |one: &Searched| {
+        if several {
+            args.out.join(format!("{}.json", one.plan_name))
+        } else {
+            args.out.clone()
+        }
+    };
+    if several {
+        std::fs::create_dir_all(&args.out)
+            .map_err(|source| FileError::new("create", &args.out, source))?;
+    }
     for one in &found {
-        write_atomic(&args.out, one.plan.to_json()?.as_bytes())?;
+        write_atomic(&path_of(one), one.plan.to_json()?.as_bytes())?;
     }
     if !args.keep_work {
         pipeline::clean(&work)?;
@@ -40,7 +44,7 @@ pub(crate) fn run(args: &Search, printer: &Printer) -> anyhow::Result<()> {
     for one in &found {
         text += &format!(
             "{}: {} at kv_density {}, {} plans measured\n",
-            args.out.display(),
+            path_of(one).display(),
             one.plan_name,
             one.density,
             one.steps.len()
@@ -56,7 +60,7 @@ pub(crate) fn run(args: &Search, printer: &Printer) -> anyhow::Result<()> {
         }
     }
     printer.result(
-        &json!({"schema_version": 1, "out": args.out, "context": context, "plans": found}),
+        &json!({"schema_version": 1, "out": args.out, "context": context, "stages": opened.stages.secs(), "plans": found}),
         text,
     )?;
     Ok(())

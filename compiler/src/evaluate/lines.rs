@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use super::trial::{Check, Family, Trial};
 use crate::calibrate::builtin::at_depth;
@@ -135,6 +136,7 @@ pub(crate) fn trials(
     seed: u64,
 ) -> Result<Vec<Trial>> {
     (0..count)
+        .into_par_iter()
         .map(|index| {
             let mut rng = seeded(
                 "moa lines evaluation 1",

@@ -26,7 +26,7 @@ mod windows;
 pub(crate) use duo::tests as duo_tests;
 pub(crate) use longbench::Records;
 pub(crate) use method::Method;
-pub(crate) use results::{Cell, Summary};
+pub(crate) use results::{Cell, POOLED, Summary};
 pub(crate) use run::{Plan as EvaluationPlan, Row, RowLog};
 #[cfg(test)]
 pub(crate) use scorer::{Answer, Job};

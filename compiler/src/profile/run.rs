@@ -12,6 +12,7 @@ use moa_format::{Plan, sha256_hex};
 use moa_lm::{Estimator, LmError, LossKind, ProfileOptions};
 use moa_mask::{MaskGrid, ModelMasks};
 
+use super::costs::is_text;
 use super::curves::{BlockMaps, Curves, KindCurves, LengthCurves};
 use crate::calibrate::Sample;
 use crate::device::{Model, on};
@@ -32,8 +33,16 @@ pub(crate) struct ProfileSpec {
     pub(crate) at: Option<Plan>,
     /// Side of the blocks of per-entry maps, in tokens.
     pub(crate) blocks: Option<u32>,
+    /// What logits are divided by where an answer carries the loss; texts stay as they are.
+    pub(crate) temperature: Option<f64>,
     /// SHA-256 of the checkpoint.
     pub(crate) source_sha256: String,
+}
+
+impl ProfileSpec {
+    fn temperature_of(&self, sample: &Sample) -> Option<f64> {
+        self.temperature.filter(|_| !is_text(&sample.kind))
+    }
 }
 
 /// A model with a place to remember samples.
@@ -112,6 +121,7 @@ impl Profiler<'_> {
             at: masks.as_ref(),
             loss: spec.loss,
             blocks: spec.blocks,
+            temperature: spec.temperature_of(sample),
         };
         let start = u32::try_from(sample.response_start)?;
         let input = moa_lm::Sample::new(sample.ids.clone(), start);
@@ -188,6 +198,9 @@ fn key(context: u32, sample: &Sample, spec: &ProfileSpec) -> String {
         sample.kind,
         sample.response_start,
     );
+    if let Some(temperature) = spec.temperature_of(sample) {
+        text += &format!(" T{temperature}");
+    }
     for id in &sample.ids {
         text += &format!(" {id}");
     }
@@ -219,6 +232,7 @@ mod tests {
             loss: LossKind::CrossEntropy,
             at: None,
             blocks: None,
+            temperature: None,
             source_sha256: "00".into(),
         };
         let base = key(64, &sample, &spec);
@@ -253,6 +267,17 @@ mod tests {
                 &sample,
                 &ProfileSpec {
                     blocks: Some(16),
+                    ..spec.clone()
+                }
+            )
+        );
+        assert_ne!(
+            base,
+            key(
+                64,
+                &sample,
+                &ProfileSpec {
+                    temperature: Some(2.0),
                     ..spec.clone()
                 }
             )

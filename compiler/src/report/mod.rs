@@ -7,6 +7,7 @@ mod figures;
 mod inputs;
 mod svg;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 pub(crate) use figures::{Figure, figures};
@@ -15,6 +16,7 @@ pub(crate) use inputs::Inputs;
 use svg::{escape, number, tokens};
 
 use crate::evaluate::statistics::Interval;
+use crate::evaluate::{POOLED, Summary};
 
 const STYLE: &str = "
 :root{--ink:#1f2933;--muted:#5b6875;--line:#d9dee4}
@@ -29,7 +31,8 @@ figure h3{font-size:15px;margin:0 0 8px}
 .scroll{overflow-x:auto;background:#fff;border:1px solid var(--line);border-radius:8px;margin:12px 0}
 table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
 th,td{padding:6px 11px;text-align:right;border-bottom:1px solid #edf0f3;white-space:nowrap}
-th{background:#fafbfc;color:var(--muted);font-weight:600}td:first-child,th:first-child,td.t,th.t{text-align:left}
+th{background:#fafbfc;color:var(--muted);font-weight:600}td:first-child,th:first-child,td.t,th.t{text-align:left}td.t{white-space:normal;max-width:22em}
+summary{cursor:pointer;color:var(--muted);margin:10px 0}td b{font-weight:600}
 tr:last-child td{border-bottom:0}code{font-size:12px}
 @media print{body{background:#fff}.save{display:none}figure,.scroll{break-inside:avoid}}
 ";
@@ -59,10 +62,13 @@ pub(crate) fn page(inputs: &Inputs, figures: &[Figure], title: &str) -> String {
     plans(&mut html, inputs);
     quality(&mut html, inputs);
     let sections = [
-        ("Plans", &["spans", "density", "kv-bytes"][..]),
-        ("Influence", &["influence"]),
-        ("The front and the choice", &["front", "search"]),
-        ("Quality", &["quality"]),
+        (
+            "Where the cache goes",
+            &["spans", "density", "kv-bytes"][..],
+        ),
+        ("What a window costs", &["influence"]),
+        ("How the plan was chosen", &["front", "search"]),
+        ("Quality by suite", &["quality"]),
     ];
     for (heading, starts) in sections {
         let of: Vec<&Figure> = figures
@@ -70,7 +76,7 @@ pub(crate) fn page(inputs: &Inputs, figures: &[Figure], title: &str) -> String {
             .filter(|figure| starts.iter().any(|start| figure.name.starts_with(start)))
             .collect();
         if !of.is_empty() {
-            let _ = write!(html, "<h2>{heading}: figures</h2>");
+            let _ = write!(html, "<h2>{heading}</h2>");
         }
         for figure in of {
             let _ = write!(
@@ -99,7 +105,7 @@ fn table(html: &mut String, head: &[&str], rows: &[Vec<String>]) {
         html.push_str("<tr>");
         for cell in row {
             let is_text = cell.parse::<f64>().is_err()
-                && !cell.starts_with(|char: char| char.is_ascii_digit());
+                && !cell.starts_with(|char: char| char.is_ascii_digit() || char == '\u{d7}');
             let class = if is_text { " class=\"t\"" } else { "" };
             let _ = write!(html, "<td{class}>{}</td>", escape(cell));
         }
@@ -130,19 +136,20 @@ fn plans(html: &mut String, inputs: &Inputs) {
         .iter()
         .map(|plan| {
             let origin = &plan.provenance;
-            let budgets: Vec<String> = origin
+            let (densities, contexts): (Vec<String>, Vec<String>) = origin
                 .budgets
                 .keys()
                 .filter_map(|&context| {
                     let masks = plan.masks(context).ok()?;
                     let density = moa_mask::density::kv_density(masks.iter(), context);
-                    Some(format!(
-                        "{} at {}",
-                        number(density),
-                        tokens(f64::from(context))
-                    ))
+                    Some((number(density), tokens(f64::from(context))))
                 })
-                .collect();
+                .unzip();
+            let budgets = if contexts.is_empty() {
+                String::new()
+            } else {
+                format!("{} at {}", densities.join(", "), contexts.join(", "))
+            };
             let note = |key: &str| origin.notes.get(key).cloned().unwrap_or_default();
             vec![
                 plan.name.clone(),
@@ -151,7 +158,7 @@ fn plans(html: &mut String, inputs: &Inputs) {
                     plan.rules.len(),
                     plan.rules.first().map_or(0, Vec::len)
                 ),
-                budgets.join(", "),
+                budgets,
                 origin.estimator.clone().unwrap_or_default(),
                 note("search"),
                 note("measured_task"),
@@ -183,6 +190,8 @@ fn quality(html: &mut String, inputs: &Inputs) {
             "<h2>Quality</h2><p class=\"lead\">{}: free generation without an answer prefix, 95% intervals; nll is teacher-forced, nats a token.</p>",
             escape(name)
         );
+        board(html, summary);
+        html.push_str("<details><summary>Every suite at every length</summary>");
         let rows: Vec<Vec<String>> = summary
             .cells
             .iter()
@@ -219,6 +228,7 @@ fn quality(html: &mut String, inputs: &Inputs) {
             ],
             &rows,
         );
+        html.push_str("</details>");
         let rows: Vec<Vec<String>> = summary
             .contrasts
             .iter()
@@ -238,6 +248,7 @@ fn quality(html: &mut String, inputs: &Inputs) {
             })
             .collect();
         if !rows.is_empty() {
+            html.push_str("<details><summary>Contrasts between methods</summary>");
             html.push_str("<p class=\"lead\">Contrasts on the same prompts, all lengths together: paired bootstrap, McNemar's exact test.</p>");
             table(
                 html,
@@ -254,6 +265,7 @@ fn quality(html: &mut String, inputs: &Inputs) {
                 ],
                 &rows,
             );
+            html.push_str("</details>");
         }
         let rows: Vec<Vec<String>> = summary
             .effective
@@ -276,6 +288,80 @@ fn quality(html: &mut String, inputs: &Inputs) {
             );
         }
     }
+}
+
+/// One line for a method: what it retrieves, all suites together, and what it does to perplexity, at every length.
+fn board(html: &mut String, summary: &Summary) {
+    let cells = &summary.cells;
+    let suite = if cells.iter().any(|cell| cell.suite == POOLED) {
+        POOLED
+    } else {
+        match cells.iter().find(|cell| cell.score.is_some()) {
+            Some(cell) => cell.suite.as_str(),
+            None => return,
+        }
+    };
+    let find = |suite: &str, method: &str, length: u32| {
+        let mut of = cells.iter();
+        of.find(|cell| cell.suite == suite && cell.method == method && cell.length == length)
+    };
+    let scored = cells.iter().filter(|cell| cell.suite == suite);
+    let lengths: BTreeSet<u32> = scored.clone().map(|cell| cell.length).collect();
+    let mut methods: Vec<&str> = Vec::new();
+    for cell in scored {
+        if !methods.contains(&cell.method.as_str()) {
+            methods.push(&cell.method);
+        }
+    }
+    let read = cells.iter().any(|cell| cell.perplexity.is_some());
+    let mut head = vec!["method".to_owned(), "kv_density".to_owned()];
+    for &length in &lengths {
+        let length = tokens(f64::from(length));
+        head.push(format!("{suite}, {length}"));
+        if read {
+            head.push(format!("perplexity, {length}"));
+        }
+    }
+    let first = methods.first().copied().unwrap_or_default();
+    let rows: Vec<Vec<String>> = methods
+        .iter()
+        .map(|&method| {
+            let densities = lengths.iter().filter_map(|&at| find(suite, method, at));
+            let densities: Vec<f64> = densities.map(|cell| cell.kv_density).collect();
+            let mean = densities.iter().sum::<f64>() / densities.len().max(1) as f64;
+            let mut row = vec![method.to_owned(), format!("{mean:.3}")];
+            for &length in &lengths {
+                let own = find(suite, method, length);
+                row.push(
+                    own.and_then(|cell| cell.score)
+                        .map_or_else(String::new, |score| {
+                            let half = own.and_then(|cell| cell.interval);
+                            half.map_or_else(
+                                || format!("{score:.3}"),
+                                |one| format!("{score:.3} [{:.3}, {:.3}]", one.low, one.high),
+                            )
+                        }),
+                );
+                if read {
+                    let of = |method| find("perplexity", method, length)?.perplexity;
+                    row.push(match (of(method), of(first)) {
+                        (Some(own), Some(dense)) => format!("\u{d7} {:.4}", own / dense),
+                        _ => String::new(),
+                    });
+                }
+            }
+            row
+        })
+        .collect();
+    let head: Vec<&str> = head.iter().map(String::as_str).collect();
+    if read {
+        let _ = write!(
+            html,
+            "<p class=\"lead\">Perplexity is relative to that of {}.</p>",
+            escape(first)
+        );
+    }
+    table(html, &head, &rows);
 }
 
 fn search(html: &mut String, inputs: &Inputs) {

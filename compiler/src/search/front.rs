@@ -5,7 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::profile::CostSpec;
+use super::measure::Bench;
+use super::steps::{Step, StepKind};
+use super::{Job, Searched};
+use crate::evaluate::Scorer;
+use crate::profile::{Chosen, CostSpec, Curves, SolveSpec, is_text, table};
 
 /// Weights of text where tasks have 1; the last counts text alone.
 const TEXT_WEIGHTS: [f64; 7] = [0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 16.0];
@@ -60,6 +64,70 @@ pub(crate) fn members(
         }
     }
     members
+}
+
+impl Job<'_> {
+    /// Solves and measures every member; the one that measures best is chosen.
+    pub(super) fn front(
+        &self,
+        curves: &Curves,
+        spec: &SolveSpec,
+        scorer: &dyn Scorer,
+        bench: &mut Bench<'_>,
+    ) -> anyhow::Result<Searched> {
+        let programme = self.programme(curves, spec);
+        let stages = &self.opened.stages;
+        let kinds: BTreeSet<&String> = curves
+            .lengths
+            .values()
+            .flat_map(|length| length.kinds.keys())
+            .collect();
+        let lengths: Vec<u32> = curves.lengths.keys().copied().collect();
+        let dense = programme.dense();
+        let mut steps: Vec<Step> = Vec::new();
+        let mut best: Option<(usize, Chosen)> = None;
+        let all = members(
+            &spec.cost,
+            &lengths,
+            kinds.iter().any(|kind| !is_text(kind)),
+            kinds.iter().any(|kind| is_text(kind)),
+        );
+        for member in all {
+            let costs = table(curves, &member.cost, &programme);
+            let solve = || programme.solve(&costs, spec.density);
+            let chosen = stages.time("solving", solve)?;
+            if steps.iter().any(|step| step.choice == chosen.rules()) {
+                continue;
+            }
+            let masks = |length| programme.masks(chosen.rules(), length);
+            let measured = stages.time("measuring", || bench.measure(scorer, &masks))?;
+            let better = best
+                .as_ref()
+                .is_none_or(|(at, _)| measured.loss < steps[*at].measured.loss);
+            let step = Step {
+                kind: StepKind::Front,
+                number: steps.len(),
+                density: spec.density,
+                radius: None,
+                moved: programme.moved(&dense, chosen.rules()),
+                predicted: None,
+                measured,
+                accepted: better,
+                label: Some(member.label),
+                choice: chosen.rules().to_vec(),
+            };
+            self.trace(&programme, spec, &step)?;
+            if better {
+                best = Some((steps.len(), chosen));
+            }
+            steps.push(step);
+        }
+        let Some((at, chosen)) = best else {
+            return Err(crate::exit::Internal("a front without plans".into()).into());
+        };
+        let step = steps[at].clone();
+        self.searched(curves, spec, &programme, &chosen, step, steps)
+    }
 }
 
 /// Indices of points that no other beats in both numbers; smaller is better.

@@ -10,6 +10,7 @@
 //! deterministic, so a search that was interrupted is simply run again and goes through what it had.
 
 mod front;
+mod landscape;
 mod measure;
 mod steps;
 mod study;
@@ -20,11 +21,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use moa_format::Plan;
-use moa_lm::LossKind;
-use moa_mask::MaskGrid;
 use serde::Serialize;
 
-use crate::calibrate::Sample;
 use crate::calibration::{self, Wish};
 use crate::cli::{ProfileArgs, SearchArgs, SearchChoice, SolveArgs};
 use crate::effort::preset;
@@ -33,21 +31,21 @@ use crate::files::{FileError, parent};
 use crate::hint::Told;
 use crate::interrupt;
 use crate::pipeline::{self, Opened};
-use crate::plans;
 use crate::printer::Printer;
 use crate::profile::{
-    Chosen, CostSpec, Curves, ProfileSpec, Programme, Scale, SolveReport, SolveSpec, costs,
-    is_text, plan_name, provenance, report, table,
+    Chosen, Curves, Programme, SolveReport, SolveSpec, plan_name, provenance, report,
 };
 
 pub(crate) use measure::{Bench, Measured};
-pub(crate) use steps::{Step, StepKind};
+pub(crate) use steps::Step;
+#[cfg(test)]
+pub(crate) use steps::StepKind;
 pub(crate) use study::{Ranked, StudySpec, is_group, study};
 
 pub(crate) use front::undominated;
 
-use front::members;
-use steps::{Landscape, StepSpec};
+use landscape::Model;
+use steps::{Start, StepSpec};
 
 /// A plan that was searched for, and how.
 #[derive(Debug, Serialize)]
@@ -99,15 +97,23 @@ pub(crate) fn run(job: &Job<'_>) -> anyhow::Result<Vec<Searched>> {
         job.work,
         job.printer,
     )?;
-    let mut found = Vec::new();
-    for spec in &specs {
-        found.push(match job.how {
-            SearchChoice::OneShot => job.one_shot(&curves, spec)?,
-            SearchChoice::Steps => job.steps(&curves, spec)?,
-            SearchChoice::Front => job.front(&curves, spec)?,
-        });
+    if job.how == SearchChoice::OneShot {
+        return specs
+            .iter()
+            .map(|spec| job.one_shot(&curves, spec))
+            .collect();
     }
-    Ok(found)
+    let cancel = interrupt::flag();
+    let lm = job.opened.lm(job.printer)?;
+    let scorer = scorer_of(lm, &job.opened.source, cancel);
+    let mut bench = job.bench(&curves)?;
+    if job.how == SearchChoice::Front {
+        return specs
+            .iter()
+            .map(|spec| job.front(&curves, spec, &*scorer, &mut bench))
+            .collect();
+    }
+    job.path(&curves, &specs, &*scorer, &mut bench, cancel)
 }
 
 impl Job<'_> {
@@ -127,7 +133,7 @@ impl Job<'_> {
             (
                 "--damping",
                 args.damping,
-                (0.0..=1.0).contains(&args.damping),
+                args.damping >= 0.0 && args.damping.is_finite(),
             ),
             (
                 "--trust",
@@ -142,7 +148,7 @@ impl Job<'_> {
         ] {
             if !good {
                 return Err(Told::new(
-                    format!("{what} is {got}, expected 0 to 1 (--text-weight: 0 or more)"),
+                    format!("{what} is {got}, expected 0 or more (--trust: at most 1)"),
                     format!("leave {what} out for its default"),
                 )
                 .into());
@@ -160,7 +166,8 @@ impl Job<'_> {
     }
 
     fn one_shot(&self, curves: &Curves, spec: &SolveSpec) -> anyhow::Result<Searched> {
-        let (plan, report) = crate::profile::solve(curves, spec)?;
+        let solve = || crate::profile::solve(curves, spec);
+        let (plan, report) = self.opened.stages.time("solving", solve)?;
         Ok(Searched {
             plan_name: plan.name.clone(),
             plan_hash: plan.hash(),
@@ -185,7 +192,7 @@ impl Job<'_> {
         let wish = Wish {
             lengths,
             count: self.search.held_out.unwrap_or(preset.samples),
-            after: preset.samples * self.parts(),
+            after: self.after(self.parts()),
             ..Wish::of(self.profile, &preset)
         };
         let gathered = calibration::gather(self.opened, &wish, self.printer)?;
@@ -209,104 +216,81 @@ impl Job<'_> {
         )
     }
 
-    /// Sets of samples that profiles may take.
+    /// Sets of samples that profiles may take: one at the dense model, and one for each step.
     fn parts(&self) -> usize {
         match self.how {
             SearchChoice::Steps => {
                 let (steps, rounds) = self.counts();
-                steps + rounds
+                1 + (steps + rounds) * self.solve.density.len()
             }
             _ => 1,
         }
     }
 
-    fn steps(&self, curves: &Curves, spec: &SolveSpec) -> anyhow::Result<Searched> {
-        let programme = self.programme(curves, spec);
-        let cancel = interrupt::flag();
-        let scorer = scorer_of(self.opened.lm(self.printer)?, &self.opened.source, cancel);
-        let mut model = Model {
-            job: self,
-            curves,
-            spec,
-            programme: &programme,
-            scorer: &*scorer,
-            bench: self.bench(curves)?,
-            cancel,
-        };
-        let (steps, rounds) = self.counts();
-        let wanted = StepSpec {
-            density: spec.density,
-            steps,
-            rounds,
-            damping: self.search.damping,
-            trust: self.search.trust,
-            exchanges: self.search.exchanges,
-        };
-        let found = steps::search(&programme, &wanted, &mut model)?;
-        let chosen = as_chosen(&found.best);
-        self.searched(
-            curves,
-            spec,
-            &programme,
-            &chosen,
-            found.best.clone(),
-            found.steps,
-        )
+    /// Samples of each kind that a step profiles.
+    fn step_samples(&self) -> usize {
+        let preset = preset(self.profile, self.context);
+        self.search.step_samples.unwrap_or(preset.samples)
     }
 
-    fn front(&self, curves: &Curves, spec: &SolveSpec) -> anyhow::Result<Searched> {
-        let programme = self.programme(curves, spec);
-        let cancel = interrupt::flag();
-        let scorer = scorer_of(self.opened.lm(self.printer)?, &self.opened.source, cancel);
-        let mut bench = self.bench(curves)?;
-        let kinds: BTreeSet<&String> = curves
-            .lengths
-            .values()
-            .flat_map(|length| length.kinds.keys())
-            .collect();
-        let lengths: Vec<u32> = curves.lengths.keys().copied().collect();
-        let dense = programme.dense();
-        let mut steps: Vec<Step> = Vec::new();
-        let mut best: Option<(usize, Chosen)> = None;
-        let all = members(
-            &spec.cost,
-            &lengths,
-            kinds.iter().any(|kind| !is_text(kind)),
-            kinds.iter().any(|kind| is_text(kind)),
-        );
-        for member in all {
-            let chosen = programme.solve(&table(curves, &member.cost, &programme), spec.density)?;
-            if steps.iter().any(|step| step.choice == chosen.rules()) {
-                continue;
-            }
-            let measured =
-                bench.measure(&*scorer, &|length| programme.masks(chosen.rules(), length))?;
-            let better = best
-                .as_ref()
-                .is_none_or(|(at, _)| measured.loss < steps[*at].measured.loss);
-            let step = Step {
-                kind: StepKind::Front,
-                number: steps.len(),
-                density: spec.density,
-                radius: None,
-                moved: programme.moved(&dense, chosen.rules()),
-                predicted: None,
-                measured,
-                accepted: better,
-                label: Some(member.label),
-                choice: chosen.rules().to_vec(),
-            };
-            self.trace(&programme, spec, &step)?;
-            if better {
-                best = Some((steps.len(), chosen));
-            }
-            steps.push(step);
+    /// Samples of each kind that the first `parts` sets take.
+    fn after(&self, parts: usize) -> usize {
+        match parts {
+            0 => 0,
+            _ => preset(self.profile, self.context).samples + (parts - 1) * self.step_samples(),
         }
-        let Some((at, chosen)) = best else {
-            return Err(crate::exit::Internal("a front without plans".into()).into());
-        };
-        let step = steps[at].clone();
-        self.searched(curves, spec, &programme, &chosen, step, steps)
+    }
+
+    /// One search after the other, from the widest density to the narrowest, each from where the one before ended.
+    fn path(
+        &self,
+        curves: &Curves,
+        specs: &[SolveSpec],
+        scorer: &dyn Scorer,
+        bench: &mut Bench<'_>,
+        cancel: &AtomicBool,
+    ) -> anyhow::Result<Vec<Searched>> {
+        let (steps, rounds) = self.counts();
+        let mut order: Vec<usize> = (0..specs.len()).collect();
+        order.sort_by(|&a, &b| specs[b].density.total_cmp(&specs[a].density));
+        let mut found: BTreeMap<usize, Searched> = BTreeMap::new();
+        let mut start: Option<Start> = None;
+        for (done, &at) in order.iter().enumerate() {
+            let spec = &specs[at];
+            let programme = self.programme(curves, spec);
+            let mut model = Model {
+                job: self,
+                curves,
+                spec,
+                programme: &programme,
+                scorer,
+                bench: &mut *bench,
+                cancel,
+                parts_before: done * (steps + rounds),
+            };
+            let wanted = StepSpec {
+                density: spec.density,
+                steps,
+                rounds,
+                damping: self.search.damping,
+                trust: self.search.trust,
+                exchanges: self.search.exchanges,
+            };
+            let stages = &self.opened.stages;
+            let one = steps::search(&programme, &wanted, start.as_ref(), &mut model, stages)?;
+            let chosen = as_chosen(&one.best);
+            let searched = self.searched(
+                curves,
+                spec,
+                &programme,
+                &chosen,
+                one.best.clone(),
+                one.steps.clone(),
+            )?;
+            start = Some(one.start());
+            found.insert(at, searched);
+        }
+        Ok(found.into_values().collect())
     }
 
     fn searched(
@@ -429,104 +413,6 @@ fn as_chosen(step: &Step) -> Chosen {
             secs: 0.0,
             solver: "steps",
         },
-    }
-}
-
-/// The model of a search in steps.
-struct Model<'a> {
-    job: &'a Job<'a>,
-    /// The dense profile.
-    curves: &'a Curves,
-    spec: &'a SolveSpec,
-    programme: &'a Programme,
-    scorer: &'a dyn Scorer,
-    bench: Bench<'a>,
-    cancel: &'a AtomicBool,
-}
-
-impl Model<'_> {
-    /// Profiles one part of the calibration at a plan: tasks by cross entropy, text by its divergence from dense.
-    fn profile(&self, at: &Plan, part: usize) -> anyhow::Result<Curves> {
-        let job = self.job;
-        let preset = preset(job.profile, job.context);
-        let wish = Wish {
-            after: preset.samples * part,
-            ..Wish::of(job.profile, &preset)
-        };
-        let gathered = calibration::gather(job.opened, &wish, job.printer)?;
-        let grid: MaskGrid = plans::grid(job.profile.sink, job.profile.block)?;
-        let mut all: Option<Curves> = None;
-        for (texts, loss) in [(false, LossKind::CrossEntropy), (true, LossKind::KlToDense)] {
-            let samples: BTreeMap<u32, Vec<Sample>> = gathered
-                .samples
-                .iter()
-                .map(|(&length, list)| {
-                    let of_group = list.iter().filter(|sample| is_text(&sample.kind) == texts);
-                    (length, of_group.cloned().collect())
-                })
-                .filter(|(_, list): &(u32, Vec<Sample>)| !list.is_empty())
-                .collect();
-            if samples.is_empty() {
-                continue;
-            }
-            let spec = ProfileSpec {
-                grid,
-                loss,
-                at: Some(at.clone()),
-                blocks: None,
-                source_sha256: job.opened.source_sha256.clone(),
-            };
-            let curves =
-                pipeline::profile_samples(job.opened, &samples, &spec, job.work, job.printer)?;
-            match &mut all {
-                None => all = Some(curves),
-                Some(all) => all.merge(curves),
-            }
-        }
-        all.ok_or_else(|| Told::new("the calibration is empty", "give samples").into())
-    }
-}
-
-impl Landscape for Model<'_> {
-    fn costs(&mut self, at: Option<&[usize]>, part: usize) -> anyhow::Result<Vec<f64>> {
-        let Some(choice) = at else {
-            return Ok(table(self.curves, &self.spec.cost, self.programme));
-        };
-        let plan = self
-            .programme
-            .plan(choice, "step", moa_format::Provenance::default());
-        let curves = self.profile(&plan, part)?;
-        // In nats, weighed as the measure weighs: the table predicts changes of what is accepted by.
-        let mut spec = CostSpec {
-            scale: Scale::Nats,
-            ..self.spec.cost.clone()
-        };
-        spec.estimator = self.job.search.step_estimator.into();
-        spec.kinds.entry("text".into()).or_insert(1.0);
-        for (kind, weight) in &mut spec.kinds {
-            if is_text(kind) {
-                *weight *= self.job.search.text_weight;
-            }
-        }
-        Ok(costs(
-            &curves,
-            &spec,
-            &self.programme.rules,
-            &self.programme.lengths,
-        ))
-    }
-
-    fn measure(&mut self, choice: &[usize]) -> anyhow::Result<Measured> {
-        let programme = self.programme;
-        self.bench
-            .measure(self.scorer, &|length| programme.masks(choice, length))
-    }
-
-    fn step(&mut self, step: &Step) -> anyhow::Result<()> {
-        if crate::interrupt::check(self.cancel).is_break() {
-            return Err(interrupted().into());
-        }
-        self.job.trace(self.programme, self.spec, step)
     }
 }
 

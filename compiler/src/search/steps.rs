@@ -12,9 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::measure::Measured;
 use crate::profile::Programme;
+use crate::stages::Stages;
 
 /// Below this share of the cache a further step is not worth its profile.
 const LEAST_RADIUS: f64 = 0.005;
+/// Plans that one profile at the density may propose, each half as far away as the one before.
+const TRIES: usize = 3;
 
 /// How the search goes.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,8 +93,31 @@ pub(crate) trait Landscape {
     fn step(&mut self, step: &Step) -> anyhow::Result<()>;
 }
 
+/// Where a search at a wider density ended: its successor goes on from there.
+#[derive(Debug, Clone)]
+pub(crate) struct Start {
+    density: f64,
+    choice: Vec<usize>,
+    mean: Option<Vec<f64>>,
+}
+
+/// Budgets below that of a start, down to the density, in equal ratios.
+fn budgets_below(start: f64, density: f64, steps: usize) -> Vec<f64> {
+    let steps = steps.max(1);
+    let ratio = density / start;
+    (1..=steps)
+        .map(|step| {
+            if step == steps {
+                density
+            } else {
+                start * ratio.powf(step as f64 / steps as f64)
+            }
+        })
+        .collect()
+}
+
 /// Budgets from the square root of the density down to it, in equal ratios.
-pub(crate) fn budgets(density: f64, steps: usize) -> Vec<f64> {
+fn budgets(density: f64, steps: usize) -> Vec<f64> {
     let steps = steps.max(1);
     (1..=steps)
         .map(|step| {
@@ -110,29 +136,47 @@ pub(crate) fn budgets(density: f64, steps: usize) -> Vec<f64> {
 pub(crate) struct Found {
     pub(crate) best: Step,
     pub(crate) steps: Vec<Step>,
+    mean: Option<Vec<f64>>,
+}
+
+impl Found {
+    /// Where a search at a narrower density goes on.
+    pub(crate) fn start(&self) -> Start {
+        Start {
+            density: self.best.density,
+            choice: self.best.choice.clone(),
+            mean: self.mean.clone(),
+        }
+    }
 }
 
 struct Search<'a> {
     programme: &'a Programme,
     spec: &'a StepSpec,
+    start: Option<&'a Start>,
     landscape: &'a mut dyn Landscape,
+    stages: &'a Stages,
     /// Costs of visited points, later ones weighing more.
     mean: Option<Vec<f64>>,
     best: Option<Step>,
     steps: Vec<Step>,
 }
 
-/// Searches for a plan.
+/// Searches for a plan: from the dense model, or from where a search at a wider density ended.
 pub(crate) fn search(
     programme: &Programme,
     spec: &StepSpec,
+    start: Option<&Start>,
     landscape: &mut dyn Landscape,
+    stages: &Stages,
 ) -> anyhow::Result<Found> {
     let mut search = Search {
         programme,
         spec,
+        start,
         landscape,
-        mean: None,
+        stages,
+        mean: start.and_then(|start| start.mean.clone()),
         best: None,
         steps: Vec::new(),
     };
@@ -142,81 +186,85 @@ pub(crate) fn search(
     Ok(Found {
         best: search.best.context("no plan was measured")?,
         steps: search.steps,
+        mean: search.mean,
     })
 }
 
 impl Search<'_> {
     fn tighten(&mut self) -> anyhow::Result<()> {
         let dense = self.programme.dense();
-        let budgets = budgets(self.spec.density, self.spec.steps);
+        let spec = self.spec;
         let first = self.landscape.costs(None, 0)?;
-        if budgets.len() > 1 {
-            let chosen = self.programme.solve(&first, self.spec.density)?;
-            self.take(
-                StepKind::OneShot,
-                0,
-                self.spec.density,
-                None,
-                &dense,
-                chosen.rules(),
-                None,
-            )?;
+        let one_shot = self.solve(&first, spec.density)?;
+        let (mut current, mut last, budgets) = match self.start {
+            Some(start) => (
+                start.choice.clone(),
+                start.density,
+                budgets_below(start.density, spec.density, spec.steps),
+            ),
+            None => {
+                let mut budgets = budgets(spec.density, spec.steps);
+                let widest = budgets.remove(0);
+                (self.solve(&first, widest)?, widest, budgets)
+            }
+        };
+        if !budgets.is_empty() {
+            let density = spec.density;
+            self.take(StepKind::OneShot, 0, density, None, &dense, &one_shot, None)?;
         }
-        let chosen = self.programme.solve(&first, budgets[0])?;
-        let mut current = chosen.rules().to_vec();
-        self.take(
-            StepKind::Tighten,
-            0,
-            budgets[0],
-            None,
-            &dense,
-            &current,
-            None,
-        )?;
-        for (number, pair) in budgets.windows(2).enumerate() {
+        if self.start.is_none() {
+            self.take(StepKind::Tighten, 0, last, None, &dense, &current, None)?;
+        }
+        for (number, budget) in budgets.into_iter().enumerate() {
             let newest = self.visit(&current, number + 1)?;
-            let radius = self.spec.trust + pair[0] - pair[1];
-            let next = self.near(pair[1], &current, radius)?;
+            let radius = spec.trust + last - budget;
+            let next = self.near(budget, &current, radius)?;
             let predicted = self.change(&newest, &current, &next);
             self.take(
                 StepKind::Tighten,
                 number + 1,
-                pair[1],
+                budget,
                 Some(radius),
                 &current,
                 &next,
                 Some(predicted),
             )?;
-            current = next;
+            (current, last) = (next, budget);
         }
         Ok(())
     }
 
+    /// Steps at the density: each profiles the best plan and goes as far as measures better, half as far after every
+    /// failure. A linear model holds near where it was made; how near, only a measurement says.
     fn rounds(&mut self) -> anyhow::Result<()> {
         let mut radius = self.spec.trust;
         for number in 0..self.spec.rounds {
-            if radius < LEAST_RADIUS {
-                break;
-            }
             let current = self.best()?.choice.clone();
-            let newest = self.visit(&current, self.spec.steps + number)?;
-            let next = self.near(self.spec.density, &current, radius)?;
-            if next == current {
-                break;
-            }
-            let predicted = self.change(&newest, &current, &next);
-            let accepted = self.take(
-                StepKind::Round,
-                number,
-                self.spec.density,
-                Some(radius),
-                &current,
-                &next,
-                Some(predicted),
-            )?;
-            if !accepted {
+            // Tightening has taken parts up to its number of steps.
+            let newest = self.visit(&current, self.spec.steps + 1 + number)?;
+            for _ in 0..TRIES {
+                if radius < LEAST_RADIUS {
+                    break;
+                }
+                let next = self.near(self.spec.density, &current, radius)?;
+                let predicted = self.change(&newest, &current, &next);
+                let accepted = next != current
+                    && self.take(
+                        StepKind::Round,
+                        number,
+                        self.spec.density,
+                        Some(radius),
+                        &current,
+                        &next,
+                        Some(predicted),
+                    )?;
+                if accepted {
+                    break;
+                }
                 radius /= 2.0;
             }
+            // Other samples may know a way that these did not.
+            radius = (radius * 2.0).max(LEAST_RADIUS).min(self.spec.trust);
         }
         Ok(())
     }
@@ -333,7 +381,14 @@ impl Search<'_> {
 
     fn near(&self, density: f64, from: &[usize], radius: f64) -> anyhow::Result<Vec<usize>> {
         let costs = self.mean.as_ref().context("no plan was profiled")?;
-        let chosen = self.programme.near(costs, density, from, radius)?;
+        let near = || self.programme.near(costs, density, from, radius);
+        let chosen = self.stages.time("solving", near)?;
+        Ok(chosen.rules().to_vec())
+    }
+
+    fn solve(&self, costs: &[f64], density: f64) -> anyhow::Result<Vec<usize>> {
+        let solve = || self.programme.solve(costs, density);
+        let chosen = self.stages.time("solving", solve)?;
         Ok(chosen.rules().to_vec())
     }
 
@@ -468,6 +523,50 @@ mod tests {
     }
 
     #[test]
+    fn a_narrower_density_goes_on_where_the_wider_one_ended() {
+        let round = |list: Vec<f64>| -> Vec<f64> {
+            list.iter().map(|b| (b * 1000.0).round() / 1000.0).collect()
+        };
+        assert_eq!(round(budgets_below(0.5, 0.25, 2)), [0.354, 0.25]);
+        assert_eq!(budgets_below(0.5, 0.25, 0), [0.25]);
+        let grid = MaskGrid::new(16, 16).unwrap();
+        let programme = Programme::new((4, 2), grid, &[1024], 1024, None);
+        let spec = StepSpec {
+            density: 0.5,
+            steps: 2,
+            rounds: 3,
+            damping: 0.5,
+            trust: 0.15,
+            exchanges: 0,
+        };
+        let mut valley = Valley {
+            programme: &programme,
+            steps: 0,
+            costs: Vec::new(),
+        };
+        let stages = Stages::default();
+        let wide = search(&programme, &spec, None, &mut valley, &stages).unwrap();
+        let narrow = StepSpec {
+            density: 0.3,
+            ..spec
+        };
+        valley.costs.clear();
+        let start = wide.start();
+        let found = search(&programme, &narrow, Some(&start), &mut valley, &stages).unwrap();
+        assert_eq!(valley.costs[1], Some(wide.best.choice.clone()));
+        let kinds: Vec<StepKind> = found.steps.iter().map(|step| step.kind).collect();
+        assert_eq!(
+            kinds[..3],
+            [StepKind::OneShot, StepKind::Tighten, StepKind::Tighten]
+        );
+        assert!(found.best.measured.loss <= found.steps[0].measured.loss);
+        for density in programme.densities(&found.best.choice).values() {
+            assert!(*density <= 0.3 + 1e-9);
+        }
+        assert!(stages.secs()["solving"] > 0.0);
+    }
+
+    #[test]
     fn steps_find_what_one_programme_does_not() {
         let grid = MaskGrid::new(16, 16).unwrap();
         let programme = Programme::new((4, 2), grid, &[1024], 1024, None);
@@ -477,7 +576,7 @@ mod tests {
                 steps: 0,
                 costs: Vec::new(),
             };
-            let found = search(&programme, spec, &mut valley).unwrap();
+            let found = search(&programme, spec, None, &mut valley, &Stages::default()).unwrap();
             assert_eq!(valley.steps, found.steps.len());
             (found, valley.costs)
         };

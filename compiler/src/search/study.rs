@@ -85,6 +85,7 @@ pub(crate) fn study(
         .unwrap_or(0);
     let wish = Wish {
         file: spec.calibration,
+        text: None,
         lengths: lengths.clone(),
         count: spec.samples,
         seed: spec.seed,

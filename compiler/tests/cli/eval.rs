@@ -45,9 +45,19 @@ fn every_method_meets_the_same_texts() {
         "0.9\t0.1\n0.2\t0.8\n0.3\t0.1\n",
     );
     let duo = format!("duo:{}", folder.join("duo").display());
+    // The reference's own form: rules of six query heads, three to a KV head.
+    let (alphas, betas) = ("[64, 0, -64, 96, 0, 0]", "[0, 0.5, 1, 0, 0.25, 0]");
+    let reference = write(
+        folder,
+        "reference.json",
+        &format!(
+            r#"{{"alphas": [{alphas}, {alphas}, {alphas}], "betas": [{betas}, {betas}, {betas}]}}"#
+        ),
+    );
+    let reference = format!("moa:{}", reference.display());
     let rows = folder.join("rows.jsonl");
     let model = tiny();
-    let methods = format!("{plan},uniform,{duo},{duo}:1.0,dense-kv8,dense");
+    let methods = format!("{plan},uniform,{duo},{duo}:1.0,{reference},dense-kv8,dense");
     let args = [
         "eval",
         model.to_str().unwrap(),
@@ -61,7 +71,7 @@ fn every_method_meets_the_same_texts() {
     ];
     let document = json(&args);
     let cells = document["cells"].as_array().unwrap();
-    assert_eq!(cells.len(), 3 * 2 * 6);
+    assert_eq!(cells.len(), 3 * 2 * 7);
     let cell = |suite: &str, method: &str| {
         let mut of = cells.iter();
         of.find(|cell| cell["suite"] == suite && cell["method"] == method && cell["length"] == 160)
@@ -84,6 +94,8 @@ fn every_method_meets_the_same_texts() {
         "{within} for {own}"
     );
     assert!((density(&format!("{duo}:1.0")) - 32.0 / 160.0).abs() < 1e-9);
+    // Every rule of the reference's is at its least span here, sink and block of 64 each.
+    assert!((density(&reference) - 128.0 / 160.0).abs() < 1e-9);
     let bytes = |method: &str| {
         let mut of = document["methods"].as_array().unwrap().iter();
         of.find(|one| one["method"] == method && one["context"] == 160)
@@ -95,19 +107,19 @@ fn every_method_meets_the_same_texts() {
 
     // A second run reads every row; half a line at the end is written again.
     let first = std::fs::read_to_string(&rows).unwrap();
-    assert_eq!(first.lines().count(), 3 * 2 * 6 * 3);
+    assert_eq!(first.lines().count(), 3 * 2 * 7 * 3);
     std::fs::write(&rows, &first[..first.len() - 40]).unwrap();
     let again = moa(args.iter().chain(&["--json"]));
     let said = stderr(&again);
     assert!(
-        said.contains(&format!("{} trials were run before", 3 * 2 * 6 * 3 - 1)),
+        said.contains(&format!("{} trials were run before", 3 * 2 * 7 * 3 - 1)),
         "{said}"
     );
     let again: Value = serde_json::from_str(&ok(&again)).unwrap();
     assert_eq!(again, document);
     assert_eq!(
         std::fs::read_to_string(&rows).unwrap().lines().count(),
-        3 * 2 * 6 * 3
+        3 * 2 * 7 * 3
     );
     let tables = ok(&moa(args));
     assert!(tables.starts_with("| suite | length | method |"));

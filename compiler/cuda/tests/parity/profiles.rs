@@ -90,6 +90,7 @@ fn compare<T: Element + std::fmt::Debug + Send + Sync>(
             at,
             loss,
             blocks: Some(64),
+            ..Default::default()
         };
         let expected = cpu.influence(sample, &options, &()).unwrap();
         let actual = gpu.influence(sample, &options, &()).unwrap();

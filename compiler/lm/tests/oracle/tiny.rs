@@ -219,7 +219,7 @@ fn kl_to_dense_is_zero_and_flat_at_the_dense_model_only() {
             grid: MaskGrid::new(8, 8).unwrap(),
             at,
             loss: LossKind::KlToDense,
-            blocks: None,
+            ..Default::default()
         };
         lm.influence(&sample, &options, &()).unwrap()
     };
