@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench_web;
 mod demo;
 mod gpu_pack;
 mod graphics;
@@ -47,6 +48,8 @@ enum Command {
     Test(test::Options),
     /// Compile a small model, verify it and serve the pages on localhost
     Demo(demo::Options),
+    /// Time the engine beside other browser engines in headless Chromium
+    BenchWeb(bench_web::Options),
     /// Gather tests, benches and moa-compile in gpu-pack/, for a host with a GPU and no Rust
     GpuPack,
     /// Build the wasm engine into web/moa-runtime/wasm and check its size
@@ -76,6 +79,7 @@ fn run() -> Result<()> {
         Command::Setup { demo: false } => setup::run(&workspace, Purpose::Test),
         Command::Test(options) => test::run(&workspace, &options),
         Command::Demo(options) => demo::run(&workspace, &options),
+        Command::BenchWeb(options) => bench_web::run(&workspace, &options),
         Command::GpuPack => gpu_pack::run(&workspace),
         Command::Wasm => {
             setup::npm(&workspace)?;

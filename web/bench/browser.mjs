@@ -1,0 +1,78 @@
+// One headless Chromium with the bench's page open, and the resident memory of its processes.
+//
+//   MOA_CHROMIUM   the browser; with LVP_SO it is the one that the tests' Vulkan shim was put into (cargo xtask setup)
+
+import { readFileSync, readdirSync } from "node:fs";
+
+import { chromium } from "playwright-core";
+
+const FLAGS = ["--no-sandbox", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-unsafe-webgpu"];
+
+/** Opens the page and resolves with the calls that the bench needs. */
+export async function openBrowser(url) {
+  const server = await chromium.launchServer({ executablePath: process.env.MOA_CHROMIUM, args: FLAGS, env: process.env });
+  const browser = await chromium.connect(server.wsEndpoint());
+  const page = await browser.newPage();
+  // A contender's own warnings are its business; what ends it is told by the call that fails.
+  page.setDefaultTimeout(0);
+  await page.goto(url);
+  await page.waitForFunction(() => globalThis.page);
+  const adapter = await page.evaluate(async () => {
+    const info = (await navigator.gpu?.requestAdapter())?.info;
+    return info ? { vendor: info.vendor, architecture: info.architecture, description: info.description } : undefined;
+  });
+  const pid = server.process().pid;
+  let peak = {};
+  let timer;
+  return {
+    version: browser.version(),
+    adapter,
+    memory: () => resident(pid),
+    watchMemory() {
+      timer = setInterval(() => {
+        for (const [type, mib] of Object.entries(resident(pid))) peak[type] = Math.max(peak[type] ?? 0, mib);
+      }, 100);
+    },
+    peakMemory: () => peak,
+    async call(name, args, limitMs) {
+      let alarm;
+      const late = new Promise((_, reject) => (alarm = setTimeout(() => reject(new Error("did not finish within its time limit")), Math.max(limitMs, 0))));
+      try {
+        return await Promise.race([page.evaluate(([fn, given]) => globalThis.page[fn](...given), [name, args]), late]);
+      } finally {
+        clearTimeout(alarm);
+      }
+    },
+    async close() {
+      clearInterval(timer);
+      await server.kill();
+    },
+  };
+}
+
+/** Resident MiB of the browser's renderer and GPU processes: the largest of each kind. */
+function resident(pid) {
+  const parents = new Map();
+  for (const name of readdirSync("/proc")) {
+    if (!/^\d+$/.test(name)) continue;
+    try {
+      const stat = readFileSync(`/proc/${name}/stat`, "latin1");
+      parents.set(Number(name), Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]));
+    } catch {
+      // It ended meanwhile.
+    }
+  }
+  const ours = (id) => id === pid || (parents.has(id) && ours(parents.get(id)));
+  const most = {};
+  for (const id of parents.keys()) {
+    if (!ours(id)) continue;
+    try {
+      const type = /--type=([a-z-]+)/.exec(readFileSync(`/proc/${id}/cmdline`, "latin1"))?.[1];
+      const mib = Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${id}/status`, "latin1"))?.[1] ?? 0) / 1024;
+      if (type === "renderer" || type === "gpu-process") most[type] = Math.max(most[type] ?? 0, mib);
+    } catch {
+      // It ended meanwhile.
+    }
+  }
+  return most;
+}

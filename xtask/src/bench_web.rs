@@ -1,0 +1,57 @@
+//! The browser bench: our engine and others' side by side in headless Chromium. What is measured is `web/bench`'s business.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use xshell::cmd;
+
+use crate::setup::{self, Purpose};
+use crate::workspace::Workspace;
+use crate::{demo, graphics, wasm, web};
+
+/// Options of `cargo xtask bench-web`.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Results: samples.json and index.html
+    #[arg(long, default_value = "target/bench-web-results")]
+    out: PathBuf,
+    /// A browser with a GPU of its own, instead of the software one
+    #[arg(long, value_name = "FILE")]
+    chromium: Option<PathBuf>,
+    /// Options of web/bench/run.mjs: `-- --help` lists them
+    #[arg(last = true)]
+    more: Vec<String>,
+}
+
+/// Prepares the engines and the weights, and runs the bench.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    setup::run(workspace, Purpose::Test)?;
+    let sh = &workspace.shell;
+    {
+        // The other engines are installed here alone: nobody else needs half a gigabyte of them.
+        let _dir = sh.push_dir(workspace.root.join("web/bench"));
+        cmd!(sh, "npm ci --ignore-scripts").run()?;
+    }
+    let bundle = "target/demo";
+    if workspace.root.join(bundle).join("manifest.json").is_file() {
+        wasm::build(workspace)?;
+        web::build(workspace, "target/web".as_ref())?;
+    } else {
+        demo::run(workspace, &demo::Options::for_tests(bundle))?;
+    }
+    let gpu = graphics::ensure(workspace)?;
+    let _env = match &options.chromium {
+        Some(chromium) => vec![sh.push_env("MOA_CHROMIUM", chromium)],
+        None => vec![
+            sh.push_env("MOA_CHROMIUM", &gpu.chromium),
+            sh.push_env("LVP_SO", &gpu.driver),
+        ],
+    };
+    let (model, out, more) = (workspace.model(), &options.out, &options.more);
+    cmd!(
+        sh,
+        "node web/bench/run.mjs --bundle {bundle} --gguf {model} --out {out} {more...}"
+    )
+    .run()?;
+    Ok(())
+}
