@@ -3,12 +3,14 @@
 //   npx vite build --config web/vite.config.js --outDir FOLDER
 //
 // A page is a folder with an `index.html`. What pages share lies in `parts/`; head and top of every page come from
-// `parts/frame.html`, the book from an npm package that `cargo xtask setup` has unpacked.
+// `parts/frame.html`, the book from `chapters.js`.
 
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 import { defineConfig } from "vite";
+
+import { chapters } from "./chapters.js";
 
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const PAGES = ["find", "chat", "plan", "depth"];
@@ -37,21 +39,12 @@ function frame() {
   };
 }
 
-/** `virtual:book`: the first chapters of a book in the public domain, `{ title, text }[]`. */
+/** `virtual:book`: the first chapters of the book. */
 function book() {
-  const data = here("../target/tools/book/package/data/");
   return {
     name: "moa-book",
     resolveId: (id) => (id === "virtual:book" ? "\0book" : undefined),
-    load(id) {
-      if (id !== "\0book") return undefined;
-      if (!existsSync(data)) this.error("the book is missing: run `cargo xtask setup --demo`");
-      const chapters = Array.from({ length: CHAPTERS }, (_, at) => {
-        const { title, text } = JSON.parse(readFileSync(`${data}chapter_${at + 1}.json`, "utf8"));
-        return { title: `${at + 1}. ${title}`, text };
-      });
-      return `export default JSON.parse(${JSON.stringify(JSON.stringify(chapters))});`;
-    },
+    load: (id) => (id === "\0book" ? `export default JSON.parse(${JSON.stringify(JSON.stringify(chapters(CHAPTERS)))});` : undefined),
   };
 }
 
