@@ -305,6 +305,18 @@ impl MoaEngine {
         Ok(Float32Array::from(self.engine.logits().await?.as_slice()))
     }
 
+    /// Puts other logits in the place of those that `logits()` gave; what is no finite number is never chosen.
+    #[wasm_bindgen(js_name = setLogits)]
+    pub fn set_logits(&mut self, logits: &[f32]) -> JsResult<()> {
+        Ok(self.engine.set_logits(logits)?)
+    }
+
+    /// Says which tokens the cache holds, for penalties; the last `answered` of them were generated.
+    #[wasm_bindgen(js_name = setText)]
+    pub fn set_text(&mut self, ids: Uint32Array, answered: u32) -> JsResult<()> {
+        Ok(self.engine.set_text(&ids.to_vec(), answered)?)
+    }
+
     /// Makes `id`, chosen from `logits()` by the caller, the pending token.
     pub fn choose(&mut self, id: u32) -> JsResult<()> {
         Ok(self.engine.choose(id)?)

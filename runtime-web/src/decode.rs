@@ -236,6 +236,28 @@ impl Engine {
         Ok(bytemuck::pod_collect_to_vec(&data))
     }
 
+    /// Puts other logits in the place of the next token's, for a caller who does not allow all tokens: one that is no
+    /// finite number is never chosen.
+    pub fn set_logits(&mut self, logits: &[f32]) -> Result<()> {
+        self.ready()?;
+        self.landed()?;
+        let vocab = self.setup.config().vocab_size as usize;
+        if logits.len() != vocab {
+            return Err(EngineError::BadArgument {
+                what: "number of logits",
+                got: logits.len().to_string(),
+                expected: "the vocabulary's",
+            });
+        }
+        if !self.has_logits || self.pending.is_some() {
+            return Err(EngineError::NoLogits);
+        }
+        self.gpu
+            .queue
+            .write_buffer(&self.buffers.logits, 0, bytemuck::cast_slice(logits));
+        Ok(())
+    }
+
     /// Makes `id`, chosen by the caller from [`logits`](Self::logits), the pending token.
     pub fn choose(&mut self, id: u32) -> Result<()> {
         self.ready()?;

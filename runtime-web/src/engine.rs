@@ -264,6 +264,24 @@ impl Engine {
         Ok(())
     }
 
+    /// Says which tokens the cache holds, for penalties: where it came from a copy, or where the last `answered` of them
+    /// are an answer that goes on.
+    pub fn set_text(&mut self, ids: &[u32], answered: u32) -> Result<()> {
+        self.landed()?;
+        self.check_ids(ids)?;
+        if ids.len() != self.len as usize || answered > self.len {
+            return Err(EngineError::BadArgument {
+                what: "number of tokens in the text",
+                got: format!("{}, {answered} of them an answer", ids.len()),
+                expected: "as many as the cache holds",
+            });
+        }
+        self.history = ids.to_vec();
+        self.prompt_len = ids.len() - answered as usize;
+        self.counted = false;
+        Ok(())
+    }
+
     /// The cache holds `len` tokens now. Which ones those beyond the history are is not known here: penalties do not see
     /// them.
     pub(crate) fn hold_unknown(&mut self, len: u32) {

@@ -283,6 +283,42 @@ fn draws_depend_on_seed_and_text_alone() {
         seen[id as usize].generated += 1;
     }
     assert!(clear > 20, "{clear} of 24 were clear");
+
+    // As a text that came from elsewhere and goes on: what was generated has to be said.
+    let half: Vec<u32> = prompt.iter().chain(&whole[..12]).copied().collect();
+    engine.reset();
+    prefill(&mut engine, &half);
+    engine.set_text(&half, 12).unwrap();
+    assert_eq!(
+        block_on(engine.decode_sampled(12, &sampler)).unwrap(),
+        whole[12..]
+    );
+    assert_eq!(
+        engine.set_text(&half, 12).unwrap_err().code(),
+        "bad-argument"
+    );
+
+    // Only what is allowed is chosen, greedily and by chance.
+    for sampler in [&Sampler::greedy(), &sampler] {
+        engine.reset();
+        prefill(&mut engine, &prompt);
+        let mut logits = block_on(engine.logits()).unwrap();
+        for (id, logit) in logits.iter_mut().enumerate() {
+            if id != 7 && id != 270 {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        engine.set_logits(&logits).unwrap();
+        let id = block_on(engine.sample(sampler)).unwrap();
+        assert!([7, 270].contains(&id), "{id}");
+        assert_eq!(engine.set_logits(&logits).unwrap_err().code(), "no-logits");
+    }
+    assert_eq!(
+        engine.set_logits(&[0.0]).unwrap_err().code(),
+        "bad-argument"
+    );
+    engine.reset();
+    prefill(&mut engine, &prompt);
     // Penalties cannot begin behind batches that nobody counted.
     engine.begin(2, &Sampler::greedy()).unwrap();
     assert_eq!(

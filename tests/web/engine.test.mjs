@@ -1,6 +1,7 @@
 // The package in real Chromium on a real model: recorded tokens, abort, damage, memory, silence on the network.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { after, before, test } from "node:test";
 
 import { launch, openPage } from "./browser.mjs";
@@ -181,6 +182,83 @@ test("chat in OpenAI's shape: greedy text is the recorded one, and the second tu
   assert.equal(first.choices[0].finish_reason, "length");
   const { prompt_tokens, prompt_tokens_details } = second.usage;
   assert.ok(prompt_tokens_details.cached_tokens >= ids.length, `${prompt_tokens_details.cached_tokens} of ${prompt_tokens} were there`);
+});
+
+test("an answer follows a JSON schema, greedily, by chance and streamed; one module comes for it, once", { timeout: 300_000 }, async () => {
+  const schema = {
+    type: "object", additionalProperties: false, required: ["city", "country", "population", "coastal"],
+    properties: { city: { type: "string", maxLength: 20 }, country: { enum: ["France", "Peru"] }, population: { type: "integer", minimum: 1, maximum: 99_999_999 }, coastal: { type: "boolean" } },
+  };
+  const before = server.requests.length;
+  const result = await page.evaluate(async (schema) => {
+    const request = {
+      messages: [{ role: "user", content: "Describe Paris as JSON." }], max_tokens: 80,
+      response_format: { type: "json_schema", json_schema: { name: "city", schema } },
+    };
+    const whole = await engine.chat.completions.create({ ...request, temperature: 0 });
+    const chance = await engine.chat.completions.create({ ...request, temperature: 1.5, seed: 3, presence_penalty: 0.5 });
+    let streamed = "";
+    for await (const chunk of await engine.chat.completions.create({ ...request, temperature: 0, stream: true })) streamed += chunk.choices[0]?.delta.content ?? "";
+    const object = await engine.chat.completions.create({ ...request, temperature: 0, response_format: { type: "json_object" }, max_tokens: 12 });
+    const free = await engine.chat.completions.create({ ...request, temperature: 0, response_format: null, max_tokens: 8 });
+    const refused = await engine.chat.completions.create({ ...request, response_format: { type: "json_schema", json_schema: { schema: { type: "nonsense" } } } }).catch((error) => error.code);
+    return { whole, chance, streamed, object, free, refused };
+  }, schema);
+  const text = (answer) => answer.choices[0].message.content;
+  console.log([text(result.whole), text(result.chance), text(result.object), text(result.free)].join(" | "));
+  for (const answer of [result.whole, result.chance]) {
+    assert.equal(answer.choices[0].finish_reason, "stop");
+    const { city, country, population, coastal, ...more } = JSON.parse(text(answer));
+    assert.ok(typeof city === "string" && city.length <= 20 && schema.properties.country.enum.includes(country), text(answer));
+    assert.ok(Number.isInteger(population) && population >= 1 && typeof coastal === "boolean");
+    assert.deepEqual(more, {});
+  }
+  assert.equal(result.streamed, text(result.whole));
+  assert.match(text(result.object), /^\{/);
+  assert.ok(!text(result.free).startsWith("{"), "without a format the model says something else");
+  assert.equal(result.refused, "bad-argument");
+  const fetched = server.requests.slice(before).filter((path) => path.endsWith(".wasm"));
+  assert.deepEqual(fetched, ["/harness/moa_grammar_bg.wasm"]);
+});
+
+test("a second turn after a document of 1,800 tokens prefills only its own tokens, and gives what a fresh prefill gives", { timeout: 900_000 }, async () => {
+  const chapter = (number) => JSON.parse(readFileSync(new URL(`../../target/tools/book/package/data/chapter_${number}.json`, import.meta.url), "utf8")).text;
+  const result = await page.evaluate(async ([model, text]) => {
+    const options = { model, contextLength: 2048 };
+    const ask = async (engine, ids, maxTokens) => {
+      const made = [];
+      for await (const event of engine.generate({ ids, maxTokens, stopIds: [] })) {
+        if (event.kind === "tokens") made.push(...event.ids);
+        if (event.kind === "finished") return { made, stats: event.stats };
+      }
+    };
+    const chat = await moa.createEngine(options);
+    const document = chat.tokenize(text).slice(0, 1800);
+    const turn = (text) => chat.tokenize(`<|im_end|>\n<|im_start|>user\n${text}<|im_end|>\n<|im_start|>assistant\n`);
+    const first = [...chat.tokenize("<|im_start|>user\n"), ...document, ...chat.tokenize("\n\nWho tells this story?<|im_end|>\n<|im_start|>assistant\n")];
+    const one = await ask(chat, first, 16);
+    const second = [...first, ...one.made, ...turn("Where does he want to go?")];
+    const own = second.length - first.length;
+    const two = await ask(chat, second, 16);
+    const logits = await chat.logits(second);
+    await chat.unload();
+    const fresh = await moa.createEngine(options);
+    const whole = await ask(fresh, second, 16);
+    const wholeLogits = await fresh.logits(second);
+    const most = Math.max(...wholeLogits.map(Math.abs));
+    const error = Math.max(...wholeLogits.map((logit, id) => Math.abs(logit - logits[id]))) / most;
+    const texts = [one.made, two.made].map((ids) => fresh.detokenize(ids));
+    await fresh.unload();
+    return { first: first.length, own, one: one.stats, two, whole, error, texts };
+  }, [`${server.url}/manifest.json`, `${chapter(1)}\n\n${chapter(2)}`]);
+  const { first, own, one, two, whole, error, texts } = result;
+  console.log(JSON.stringify({ first, own, read: two.stats.promptTokens - two.stats.cachedTokens, error, texts }));
+  console.log(`prefill: first turn ${one.prefillMs.toFixed(0)} ms, second ${two.stats.prefillMs.toFixed(0)} ms, fresh ${whole.stats.prefillMs.toFixed(0)} ms`);
+  assert.ok(first > 1800);
+  // The first turn's answer is in the cache but for its last token.
+  assert.equal(two.stats.promptTokens - two.stats.cachedTokens, own - 16 + 1);
+  assert.deepEqual(two.made, whole.made);
+  assert.ok(error < 1e-3, `logits differ by ${error} of the largest`);
 });
 
 test("memory is what the manifest said before the download", async () => {

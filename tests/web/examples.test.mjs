@@ -3,7 +3,7 @@
 
 import assert from "node:assert/strict";
 import { execFile, execFileSync } from "node:child_process";
-import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, symlinkSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, symlinkSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
@@ -64,6 +64,8 @@ test("a plain page, no bundler", { timeout: 60_000 }, async () => {
 test("a Vite project", { timeout: 90_000 }, async () => {
   await build({ root: join(folder, "vite"), configFile: join(folder, "vite/vite.config.js"), base: "./", logLevel: "warn", build: { outDir: "dist", copyPublicDir: false } });
   symlinkSync(join(folder, "bundle"), join(folder, "vite/dist/bundle"));
+  const assets = readdirSync(join(folder, "vite/dist/assets")).filter((name) => name.endsWith(".wasm"));
+  assert.equal(assets.length, 2, "the engine, and what response_format needs, each a file of its own");
   assert.ok((await answerOf(`${url}/vite/dist/`)).length > 0);
 });
 
@@ -77,6 +79,10 @@ test("Node.js gives the browser's tokens, by the chat calls, WebLLM's calls and 
     const { createEngine } = await import("moa-runtime");
     const engine = await createEngine({ model: "/bundle/", contextLength: 1024 });
     const own = (await engine.chat.completions.create({ messages, ...options })).choices[0].message.content;
+
+    // The module for JSON comes from where the package has it.
+    const format = { type: "json_schema", json_schema: { schema: { enum: ["blue", "red"] } } };
+    const json = (await engine.chat.completions.create({ messages, ...options, response_format: format })).choices[0].message.content;
 
     const { moa } = await import("./node_modules/moa-runtime/dist/ai-sdk.js");
     const prompt = [{ role: "user", content: [{ type: "text", text: messages[0].content }] }];
@@ -102,11 +108,12 @@ test("Node.js gives the browser's tokens, by the chat calls, WebLLM's calls and 
     }
     await llm.unload();
     const dead = await llm.chat.completions.create({ messages }).catch((error) => error.code);
-    return { own, sdk, webllm, message, reason, dead, usage, last: reports.at(-1) };
+    return { own, json, sdk, webllm, message, reason, dead, usage, last: reports.at(-1) };
   });
   assert.deepEqual(page.problems, []);
   await page.close();
   assert.ok(texts.own.length > 0);
+  assert.ok(["blue", "red"].includes(JSON.parse(texts.json)), texts.json);
   assert.equal(texts.sdk, texts.own);
   assert.equal(texts.webllm, texts.own);
   assert.equal(texts.message, texts.own);

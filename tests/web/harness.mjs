@@ -72,5 +72,6 @@ async function bundlePackage() {
     logLevel: "warning",
   });
   await copyFile(installed("moa-runtime/wasm"), join(built, "moa_runtime_web_bg.wasm"));
+  await copyFile(installed("moa-runtime/grammar-wasm"), join(built, "moa_grammar_bg.wasm"));
 }
 

@@ -260,6 +260,47 @@ test("two engines at once, one of them in the page's own thread, give what each 
   assert.equal(result.dead, "unloaded");
 });
 
+test("weights go from the network to the device without a copy in wasm memory", { timeout: 60_000 }, async () => {
+  // A page of its own, into whose thread no module was loaded yet.
+  const context = await browser.newContext();
+  const fresh = await harness(context);
+  const expected = await page.evaluate(() => expected);
+  const result = await fresh.evaluate(async ([model, ids, expected]) => {
+    const seen = { direct: 0, throughWasm: 0 };
+    let memory;
+    const { instantiate, instantiateStreaming } = WebAssembly;
+    const noted = (result) => ((memory = result.instance.exports.memory), result);
+    WebAssembly.instantiate = async (...args) => noted(await instantiate(...args));
+    WebAssembly.instantiateStreaming = async (...args) => noted(await instantiateStreaming(...args));
+    const { writeBuffer } = GPUQueue.prototype;
+    GPUQueue.prototype.writeBuffer = function (buffer, at, data, ...rest) {
+      if (/^weights\.\d+$/.test(buffer.label)) seen[(data.buffer ?? data) === memory.buffer ? "throughWasm" : "direct"] += data.byteLength;
+      return writeBuffer.call(this, buffer, at, data, ...rest);
+    };
+    const load = async () => {
+      const engine = await moa.createEngine({ model, contextLength: 512, worker: false, cache: "none" });
+      const same = JSON.stringify(await tokens(engine, ids, 8)) === JSON.stringify(expected.slice(0, 8));
+      await engine.unload();
+      return { ...seen, same, wasmBytes: memory.buffer.byteLength };
+    };
+    const caught = await load();
+    // And where a buffer cannot be caught: the other way, which the counter must tell from this one.
+    seen.direct = seen.throughWasm = 0;
+    const { set } = Map.prototype;
+    Map.prototype.set = function (key, value) { return /^weights\.\d+$/.test(key) ? this : set.call(this, key, value); };
+    const missed = await load();
+    Map.prototype.set = set;
+    return { caught, missed };
+  }, [`${server.url}/manifest.json`, ids, expected]);
+  await context.close();
+  const bytes = server.manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0);
+  console.log("bytes of weights:", bytes, JSON.stringify(result));
+  assert.ok(result.caught.same && result.missed.same);
+  assert.deepEqual([result.caught.direct, result.caught.throughWasm], [bytes, 0]);
+  assert.equal(result.missed.direct, 0);
+  assert.ok(result.missed.throughWasm >= bytes);
+});
+
 test("a device of the page's own is used, and left alone", { timeout: 60_000 }, async () => {
   const result = await page.evaluate(async ([model, ids]) => {
     const device = await (await navigator.gpu.requestAdapter()).requestDevice();
@@ -280,7 +321,7 @@ test("a device of the page's own is used, and left alone", { timeout: 60_000 }, 
   assert.equal(result.refused, "bad-argument");
 });
 
-test("device.destroy() in mid-stream: ten times, and each stream is the uninterrupted one", { timeout: 90_000 }, async () => {
+test("device.destroy() in mid-stream: ten times greedy, ten times sampled, and each stream is the uninterrupted one", { timeout: 90_000 }, async () => {
   const result = await page.evaluate(async ([model, ids]) => {
     let device;
     const { requestDevice } = GPUAdapter.prototype;
@@ -288,26 +329,29 @@ test("device.destroy() in mid-stream: ten times, and each stream is the uninterr
     const recoveries = [];
     const mortal = await moa.createEngine({ model, contextLength: 512, worker: false, onRecovery: (r) => { if (!r.progress) recoveries.push(r.reason); } });
     const rows = [];
-    for (const after of ["prefilled", 0, 1, 2, 3, 5, 8, 13, 21, "idle"]) {
-      if (after === "idle") device.destroy();
-      let done = after === "idle";
-      // Different prompts, so that there is always something to prefill.
-      const prompt = [rows.length, ...ids];
-      const made = await tokens(mortal, prompt, 24, { onEvent: (event, made) => {
-        if (done || (after === "prefilled" ? event.kind !== "prefilled" : made.length < after)) return;
-        done = true;
-        device.destroy();
-      } });
-      rows.push({ after, recoveries: stats.recoveries, same: JSON.stringify(made) === JSON.stringify(await tokens(engine, prompt, 24)) });
+    const sampling = { temperature: 1.2, topP: 0.95, seed: 11, presencePenalty: 0.4, frequencyPenalty: 0.2, repetitionPenalty: 1.1 };
+    for (const [choice, options] of [["greedy", {}], ["sampled", sampling]]) {
+      for (const after of ["prefilled", 0, 1, 2, 3, 5, 8, 13, 21, "idle"]) {
+        if (after === "idle") device.destroy();
+        let done = after === "idle";
+        // Different prompts, so that there is always something to prefill.
+        const prompt = [rows.length, ...ids];
+        const made = await tokens(mortal, prompt, 24, { ...options, onEvent: (event, made) => {
+          if (done || (after === "prefilled" ? event.kind !== "prefilled" : made.length < after)) return;
+          done = true;
+          device.destroy();
+        } });
+        rows.push({ choice, after, recoveries: stats.recoveries, same: JSON.stringify(made) === JSON.stringify(await tokens(engine, prompt, 24, options)) });
+      }
     }
     GPUAdapter.prototype.requestDevice = requestDevice;
     await mortal.unload();
     return { rows, recoveries };
   }, [`${server.url}/manifest.json`, ids]);
   console.table(result.rows);
-  for (const { after, same, recoveries } of result.rows) {
-    assert.ok(same, `after ${after}`);
-    assert.ok(after === 21 || recoveries === 1, `after ${after}: ${recoveries} recoveries`);
+  for (const { choice, after, same, recoveries } of result.rows) {
+    assert.ok(same, `${choice}, after ${after}`);
+    assert.ok(after === 21 || recoveries === 1, `${choice}, after ${after}: ${recoveries} recoveries`);
   }
   assert.ok(result.recoveries.every((reason) => /lost/.test(reason)));
 });
@@ -355,11 +399,11 @@ test("how likely tokens are agrees with the logits, and penalties lead elsewhere
     const logprobs = [];
     const onEvent = (event) => { if (event.kind === "tokens") logprobs.push(...(event.logprobs ?? [])); };
     const reported = await tokens(engine, ids, 8, { logprobs: 3, onEvent });
-    const penalties = { presence: 2, frequency: 2, repetition: 1.5 };
+    const penalties = { presencePenalty: 2, frequencyPenalty: 2, repetitionPenalty: 1.5 };
     return {
       logits: [...await engine.logits(ids)], logprobs, reported, expected,
-      penalized: await tokens(engine, ids, 24, { penalties }),
-      same: await tokens(engine, ids, 24, { penalties }),
+      penalized: await tokens(engine, ids, 24, penalties),
+      same: await tokens(engine, ids, 24, penalties),
     };
   }, ids);
   assert.deepEqual(result.reported, result.expected.slice(0, 8));

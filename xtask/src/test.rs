@@ -137,6 +137,11 @@ fn summary(done: &[(&str, Duration)]) {
 fn fmt(workspace: &Workspace) -> Result<()> {
     let (sh, cargo) = (&workspace.shell, &workspace.cargo);
     cmd!(sh, "{cargo} fmt --all --check").run()?;
+    cmd!(
+        sh,
+        "{cargo} fmt --manifest-path web/grammar/Cargo.toml --check"
+    )
+    .run()?;
     Ok(())
 }
 
@@ -151,6 +156,13 @@ fn clippy(workspace: &Workspace) -> Result<()> {
         sh,
         "{cargo} clippy --package moa-mask --package moa-format --package moa-shaders --package moa-runtime-web
             --lib --target wasm32-unknown-unknown --locked -- -D warnings"
+    )
+    .run()?;
+    let target = workspace.target().join("grammar");
+    cmd!(
+        sh,
+        "{cargo} clippy --manifest-path web/grammar/Cargo.toml --target-dir {target}
+            --target wasm32-unknown-unknown --locked -- -D warnings"
     )
     .run()?;
     Ok(())

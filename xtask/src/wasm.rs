@@ -1,8 +1,9 @@
-//! The wasm engine: compile, bind, shrink, and hold its size below the number in the repository.
+//! The wasm modules: compile, bind, shrink, and hold their sizes below the numbers in the repository.
 //!
 //! The result lies in `web/moa-runtime/wasm`, in the layout of `wasm-pack build --target web`.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::Result;
 use xshell::cmd;
@@ -11,6 +12,9 @@ use crate::workspace::Workspace;
 
 const CRATE: &str = "moa-runtime-web";
 const MODULE: &str = "moa_runtime_web";
+/// The module for `response_format`, which only pages that ask for JSON load.
+const GRAMMAR: &str = "moa_grammar";
+const GRAMMAR_MANIFEST: &str = "web/grammar/Cargo.toml";
 const TARGET: &str = "wasm32-unknown-unknown";
 
 /// What wasm-opt may assume of browsers. Never `--all-features`: browsers refuse the result.
@@ -25,24 +29,39 @@ const WASM_OPT_FLAGS: &[&str] = &[
     "--enable-simd",
 ];
 
-/// Builds the engine into the npm package.
+/// Builds the engine, and what `response_format` needs beside it, into the npm package.
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     let sh = &workspace.shell;
     let cargo = &workspace.cargo;
+    let out = workspace.root.join("web/moa-runtime/wasm");
+    if out.exists() {
+        fs::remove_dir_all(&out)?;
+    }
     cmd!(
         sh,
         "{cargo} build --locked --package {CRATE} --lib --target {TARGET} --profile wasm"
     )
     .run()?;
-    let module = workspace
-        .target()
+    bind(workspace, &workspace.target(), MODULE)?;
+    // Outside of the workspace, for its features: a folder of its own keeps the two apart.
+    let target = workspace.target().join("grammar");
+    cmd!(
+        sh,
+        "{cargo} build --locked --manifest-path {GRAMMAR_MANIFEST} --target-dir {target} --target {TARGET} --profile wasm"
+    )
+    .run()?;
+    bind(workspace, &target, GRAMMAR)
+}
+
+/// Writes a module's glue and the module itself, shrunk.
+fn bind(workspace: &Workspace, target: &Path, name: &str) -> Result<()> {
+    let sh = &workspace.shell;
+    let cargo = &workspace.cargo;
+    let module = target
         .join(TARGET)
         .join("wasm")
-        .join(format!("{MODULE}.wasm"));
+        .join(format!("{name}.wasm"));
     let out = workspace.root.join("web/moa-runtime/wasm");
-    if out.exists() {
-        fs::remove_dir_all(&out)?;
-    }
     cmd!(
         sh,
         "{cargo} run --quiet --locked --package xtask --features bindgen --bin bind-wasm -- {module} {out}"
@@ -50,7 +69,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     .run()?;
     // Debian's wasm-opt (108) makes a module that is broken without an error: only npm's pinned one is used.
     let wasm_opt = workspace.root.join("node_modules/binaryen/bin/wasm-opt");
-    let bound = out.join(format!("{MODULE}_bg.wasm"));
+    let bound = out.join(format!("{name}_bg.wasm"));
     cmd!(sh, "node {wasm_opt} {bound} {WASM_OPT_FLAGS...} -o {bound}").run()?;
     Ok(())
 }

@@ -4,7 +4,7 @@
  */
 
 import type { Usage } from "./answer.js";
-import type { ChatMessageInput, ChatRequestBase } from "./chat.js";
+import type { ChatMessageInput, ChatRequestBase, ResponseFormat } from "./chat.js";
 import type { Engine } from "./engine.js";
 import { MoaError } from "./errors.js";
 import { unsupported } from "./request.js";
@@ -21,9 +21,16 @@ export interface AiSdkCall {
   frequencyPenalty?: number | undefined;
   stopSequences?: string[] | undefined;
   seed?: number | undefined;
-  responseFormat?: { type: string } | undefined;
+  responseFormat?: AiSdkFormat | undefined;
   tools?: readonly unknown[] | undefined;
   abortSignal?: AbortSignal | undefined;
+}
+
+/** What the SDK asks an answer to be. */
+export interface AiSdkFormat {
+  type: string;
+  name?: string | undefined;
+  schema?: object | undefined;
 }
 
 /** Token counts in the SDK's words. */
@@ -109,7 +116,6 @@ export function moa(engine: Pick<Engine, "chat" | "modelName">): AiSdkModel {
 
 function request(call: AiSdkCall): ChatRequestBase {
   if (call.tools && call.tools.length > 0) throw unsupported("tools");
-  if (call.responseFormat && call.responseFormat.type !== "text") throw unsupported(`responseFormat: ${call.responseFormat.type}`);
   return {
     messages: call.prompt as readonly ChatMessageInput[],
     // The SDK's default is the provider's: OpenAI's 1.
@@ -121,7 +127,14 @@ function request(call: AiSdkCall): ChatRequestBase {
     ...(call.frequencyPenalty === undefined ? {} : { frequency_penalty: call.frequencyPenalty }),
     ...(call.stopSequences === undefined ? {} : { stop: call.stopSequences }),
     ...(call.seed === undefined ? {} : { seed: call.seed }),
+    ...(call.responseFormat === undefined ? {} : { response_format: format(call.responseFormat) }),
   };
+}
+
+function format({ type, name, schema }: AiSdkFormat): ResponseFormat {
+  if (type === "text") return { type };
+  if (type !== "json") throw unsupported(`responseFormat: ${type}`);
+  return schema === undefined ? { type: "json_object" } : { type: "json_schema", json_schema: { ...(name === undefined ? {} : { name }), schema } };
 }
 
 const finish = (reason: FinishReason): Finish => ({ unified: reason, raw: reason });

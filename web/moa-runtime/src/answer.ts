@@ -1,6 +1,6 @@
 /** From the engine's ids to pieces of text: whole characters, up to a stop text, a stop id or the limit. */
 
-import type { TokenLogprob } from "./chooser.js";
+import type { TokenLogprob } from "./logprobs.js";
 import { MoaError } from "./errors.js";
 import type { CompletionBackend, Prepared } from "./request.js";
 import type { FinishReason, GenerateStats } from "./session.js";

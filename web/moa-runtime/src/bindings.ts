@@ -10,13 +10,19 @@ export interface NativeOptions {
   powerPreference?: "high-performance" | "low-power";
 }
 
-/** How the next token is chosen; temperature 0 is greedy. */
+/** How the next token is chosen, on the device; temperature 0 is greedy. A seed's draws belong to places of the text. */
 export interface Sampling {
   temperature?: number;
   topK?: number;
   topP?: number;
   minP?: number;
   seed?: number;
+  /** Divides the positive logits of tokens in prompt or answer, and multiplies negative ones; 1 does nothing. */
+  repetitionPenalty?: number;
+  /** Taken from the logit of every token that the answer holds already. */
+  presencePenalty?: number;
+  /** Taken as often as the answer holds the token. */
+  frequencyPenalty?: number;
 }
 
 /** A copy of the rings on the same device. */
@@ -40,9 +46,19 @@ export interface NativeEngine {
   prefill(ids: Uint32Array): Promise<number>;
   /** The next 1..count ids. The last one is not in the cache yet. */
   decode(count: number, sampling?: Sampling): Promise<Uint32Array>;
+  /** Submits a batch and returns at once: call `collect` once for each. */
+  begin(count: number, sampling?: Sampling): void;
+  /** The tokens of the oldest batch: fewer than were asked for where the last of them is a stop token. */
+  collect(): Promise<Uint32Array>;
+  /** Batches that were begun and not collected. */
+  readonly inFlight: number;
+  /** Tokens that end a text on the device, 15 at most. */
+  setStop(ids: Uint32Array): void;
+  /** Says which tokens the cache holds, for penalties; the last `answered` of them were generated. */
+  setText(ids: Uint32Array, answered: number): void;
   logits(): Promise<Float32Array>;
-  /** Makes `id` the next token, as if `decode(1)` had chosen it. */
-  choose(id: number): void;
+  /** Puts other logits in the place of those that `logits()` gave; what is no finite number is never chosen. */
+  setLogits(logits: Float32Array): void;
   rewind(count: number): void;
   reset(): void;
   copyRings(): Promise<NativeRingCopy>;

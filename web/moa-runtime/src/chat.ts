@@ -1,7 +1,7 @@
 /** `chat.completions.create` in OpenAI's shapes. */
 
 import { type Usage, answer } from "./answer.js";
-import type { TokenLogprob } from "./chooser.js";
+import type { TokenLogprob } from "./logprobs.js";
 import { MoaError } from "./errors.js";
 import {
   BASE_OPTIONS, type CompletionBackend, type Prepared, type RequestBase, type RequestOptions, type StreamOptions,
@@ -16,6 +16,12 @@ export interface ChatMessageInput {
   content?: string | readonly { type: string; text?: string }[] | null;
 }
 
+/** OpenAI's `response_format`. `name`, `description` and `strict` change nothing: every schema is followed. */
+export type ResponseFormat =
+  | { type: "text" }
+  | { type: "json_object" }
+  | { type: "json_schema"; json_schema: { name?: string; description?: string; strict?: boolean | null; schema: object } };
+
 /** Options that both forms of the request take. */
 export interface ChatRequestBase extends RequestBase {
   messages: readonly ChatMessageInput[];
@@ -27,8 +33,12 @@ export interface ChatRequestBase extends RequestBase {
   top_logprobs?: number | null;
   /** Variables for the bundle's chat template. */
   chat_template_kwargs?: Record<string, unknown> | null;
-  /** Only text; other formats are refused. */
-  response_format?: { type: "text" } | null;
+  /**
+   * What the answer must be: text, any JSON object, or JSON of a schema (a large part of JSON Schema, `$ref` within the
+   * schema included). Tokens that do not fit are not chosen; each token takes a round trip to the GPU. Without an
+   * `x-guidance` of its own, JSON is written on one line.
+   */
+  response_format?: ResponseFormat | null;
   /** Stops the answer, as the one in the second argument does. */
   signal?: AbortSignal | null;
 }
@@ -112,8 +122,7 @@ export class ChatCompletions {
 
   #prepare(request: ChatRequest | ChatStreamRequest, options: RequestOptions): Prepared {
     refuseUnknown(request, SUPPORTED);
-    const format = request.response_format as { type?: unknown } | null | undefined;
-    if (format != null && format.type !== "text") throw unsupported(`response_format: ${String(format.type)}`);
+    const schema = schemaOf(request.response_format);
     const codec = codecOf(this.#backend);
     if (!Array.isArray(request.messages) || request.messages.length === 0) {
       throw new MoaError("bad-argument", "`messages` must hold at least one message");
@@ -125,7 +134,7 @@ export class ChatCompletions {
       throw new MoaError("bad-argument", "`top_logprobs` needs `logprobs: true`");
     }
     const logprobs = request.logprobs === true ? inRange("top_logprobs", request.top_logprobs ?? 0, 0, 20) : undefined;
-    return prepare("chatcmpl", request, ids, logprobs, this.#backend, options);
+    return prepare("chatcmpl", request, ids, logprobs, this.#backend, options, schema);
   }
 
   async *#stream(prepared: Prepared): AsyncGenerator<ChatCompletionChunk, void, void> {
@@ -171,6 +180,18 @@ export class ChatCompletions {
     }
     throw new MoaError("internal", "the answer has no end");
   }
+}
+
+/** The JSON schema that a format asks for, as text; nothing for text. */
+function schemaOf(format: ResponseFormat | null | undefined): string | undefined {
+  if (format == null || format.type === "text") return undefined;
+  // On one line: small models otherwise like to write spaces without end.
+  const layout = { "x-guidance": { whitespace_flexible: false, item_separator: ", ", key_separator: ": " } };
+  if (format.type === "json_object") return JSON.stringify({ ...layout, type: "object" });
+  if (format.type !== "json_schema") throw unsupported(`response_format: ${String((format as { type: unknown }).type)}`);
+  const { schema } = format.json_schema ?? {};
+  if (typeof schema !== "object" || schema === null) throw new MoaError("bad-argument", "`response_format.json_schema.schema` must be a JSON schema");
+  return JSON.stringify({ ...layout, ...schema });
 }
 
 function plainMessage({ role, content, ...rest }: ChatMessageInput, index: number): ChatMessage {

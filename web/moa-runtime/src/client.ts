@@ -1,6 +1,6 @@
 /** The page's side of the protocol: requests become promises and async iterables, aborts become messages. */
 
-import type { TokenLogprob } from "./chooser.js";
+import type { TokenLogprob } from "./logprobs.js";
 import { MoaError, throwIfAborted } from "./errors.js";
 import type { LoadProgress } from "./progress.js";
 import { type Answer, LAST_ANSWERS, type LoadedInfo, type LoadRequest, type Port, type Request, type Snapshot } from "./protocol.js";

@@ -1,7 +1,7 @@
 /** `completions.create`: raw text in, its continuation out, in the shape of OpenAI's older API. */
 
 import { type Usage, answer } from "./answer.js";
-import type { TokenLogprob } from "./chooser.js";
+import type { TokenLogprob } from "./logprobs.js";
 import { MoaError } from "./errors.js";
 import {
   BASE_OPTIONS, type CompletionBackend, type Prepared, type RequestBase, type RequestOptions, type StreamOptions,

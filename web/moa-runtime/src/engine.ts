@@ -3,7 +3,6 @@
 import type { NativeOptions, Sampling } from "./bindings.js";
 import { Bundle } from "./bundle.js";
 import { ChatCompletions } from "./chat.js";
-import type { Penalties } from "./chooser.js";
 import { Client, type Recovery, type TokenEvent } from "./client.js";
 import { Completions } from "./completions.js";
 import type { GpuDeviceLike } from "./device.js";
@@ -51,6 +50,8 @@ export interface EngineOptions extends NativeOptions {
   device?: GpuDeviceLike;
   /** The wasm file, where it does not lie where the package has it. */
   wasmUrl?: string | URL;
+  /** The wasm file for `response_format`, where it does not lie where the package has it. */
+  grammarWasmUrl?: string | URL;
   /** GPU bytes for copies of earlier turns, from which an edit or another try starts. By default twice the KV cache. */
   turnSnapshotBytes?: number;
   /** How a download waits and gives up. */
@@ -64,8 +65,6 @@ export interface GenerateOptions extends Sampling {
   maxTokens?: number;
   /** Ids that end the answer. By default the model's. */
   stopIds?: readonly number[];
-  /** Makes tokens that were there before less likely; each then takes a round trip. */
-  penalties?: Penalties;
   /** Reports how likely each token was, and so many of the likeliest beside it; each then takes a round trip. */
   logprobs?: number;
   signal?: AbortSignal;
@@ -113,6 +112,11 @@ export interface Adapter {
   backend: string;
   software: boolean;
 }
+
+/** Names of `Sampling`. */
+const SAMPLING: ReadonlySet<string> = new Set([
+  "temperature", "topK", "topP", "minP", "seed", "repetitionPenalty", "presencePenalty", "frequencyPenalty",
+] satisfies (keyof Sampling)[]);
 
 /** The longest context that is declared where nobody asks. */
 export const DEFAULT_CONTEXT = 8192;
@@ -166,7 +170,8 @@ async function create(options: EngineOptions, location: ModelLocation, given: Li
         planName: plan.name,
         planBytes: plan.bytes,
         contextLength,
-        wasmUrl: options.wasmUrl === undefined ? undefined : new URL(options.wasmUrl, globalThis.location?.href).href,
+        wasmUrl: absolute(options.wasmUrl),
+        grammarWasmUrl: absolute(options.grammarWasmUrl),
         options: {
           ...(prefillChunk === undefined ? {} : { prefillChunk }),
           ...(defaultLimits === undefined ? {} : { defaultLimits }),
@@ -185,6 +190,10 @@ async function create(options: EngineOptions, location: ModelLocation, given: Li
     link.end();
     throw error;
   }
+}
+
+function absolute(url: string | URL | undefined): string | undefined {
+  return url === undefined ? undefined : new URL(url, globalThis.location?.href).href;
 }
 
 /** A way to a host: in a worker, or in this thread. */
@@ -257,11 +266,11 @@ export class Engine {
 
   /** Streams token ids. Greedy unless `temperature` is given. Leaving the loop stops the engine. */
   generate(options: GenerateOptions): AsyncIterable<TokenEvent> {
-    const { ids, maxTokens = Infinity, stopIds = this.#parts.stopIds, signal, penalties, logprobs, temperature, topK, topP, minP, seed, ...others } = options;
-    const [unknown] = Object.keys(others);
-    if (unknown !== undefined) throw unsupported(unknown);
-    const given = Object.entries({ temperature, topK, topP, minP, seed }).filter(([, value]) => value !== undefined);
-    return this.#run({ ids: [...ids], maxTokens, stopIds, sampling: Object.fromEntries(given), penalties, logprobs }, signal);
+    const { ids, maxTokens = Infinity, stopIds = this.#parts.stopIds, signal, logprobs, ...others } = options;
+    const given = Object.entries(others).filter(([, value]) => value !== undefined);
+    const unknown = given.find(([name]) => !SAMPLING.has(name));
+    if (unknown) throw unsupported(unknown[0]);
+    return this.#run({ ids: [...ids], maxTokens, stopIds, sampling: Object.fromEntries(given), logprobs }, signal);
   }
 
   /** Logits of the token after `ids`, one per word of the vocabulary. */

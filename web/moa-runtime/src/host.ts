@@ -6,6 +6,7 @@
 
 import type { NativeModule } from "./bindings.js";
 import { MoaError, throwIfAborted } from "./errors.js";
+import { Grammars } from "./grammar.js";
 import { sha256Hex } from "./hash.js";
 import { type Loaded, discard, loadEngine } from "./loading.js";
 import type { Answer, LoadedInfo, LoadRequest, Port, Request } from "./protocol.js";
@@ -40,6 +41,7 @@ interface Ready extends Loaded {
   module: NativeModule;
   request: LoadRequest;
   session: Session;
+  grammars: Grammars;
   /** Hash of what a snapshot of it belongs to. */
   of: string;
 }
@@ -133,10 +135,12 @@ class Host {
     const kvBytesJson = engine.kvBytes();
     const of = await sha256Hex(new TextEncoder().encode(`${request.manifestJson}\n${spansJson}`));
     const turnSnapshotBytes = request.turnSnapshotBytes ?? 2 * (JSON.parse(kvBytesJson) as { cache: number }).cache;
+    const grammars = new Grammars(request.grammarWasmUrl);
     this.#ready = {
       ...loaded, module, of,
       request: { ...request, turnSnapshotBytes },
-      session: new Session(engine, module.maxDecodeBatch(), turnSnapshotBytes),
+      grammars,
+      session: new Session(engine, module.maxDecodeBatch(), turnSnapshotBytes, grammars),
     };
     return {
       contextLength: engine.context,
@@ -156,14 +160,12 @@ class Host {
     let recoveries = -1;
     const { reason, stats } = await this.#recovering(id, signal, (session) => {
       recoveries++;
-      const { seed } = request.sampling;
+      // Draws belong to places of the text: the same seed goes on as if nothing had happened.
       const left: GenerateRequest = made.length === 0 ? request : {
         ...request,
         ids: [...request.ids, ...made],
         maxTokens: request.maxTokens - made.length,
         answered: made.length,
-        // A sampled answer goes on with other draws than it began with.
-        sampling: seed === undefined ? request.sampling : { ...request.sampling, seed: seed + made.length },
       };
       return session.generate(
         left,
@@ -228,7 +230,7 @@ class Host {
         (progress) => this.#post({ kind: "recovering", id, reason: loss.message, progress }),
         signal,
       );
-      const session = new Session(again.engine, ready.module.maxDecodeBatch(), ready.request.turnSnapshotBytes);
+      const session = new Session(again.engine, ready.module.maxDecodeBatch(), ready.request.turnSnapshotBytes, ready.grammars);
       this.#ready = { ...ready, ...again, session };
     } catch (error) {
       this.#ready = undefined;

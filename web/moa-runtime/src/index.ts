@@ -18,9 +18,9 @@ export type {
   ChatRequestBase,
   ChatStreamRequest,
   ChatTokenLogprob,
+  ResponseFormat,
 } from "./chat.js";
 export { ChatCompletions } from "./chat.js";
-export type { Penalties, TokenLogprob } from "./chooser.js";
 export type { Recovery, TokenEvent } from "./client.js";
 export type {
   Completion,
@@ -43,6 +43,7 @@ export type {
 export { createEngine, Engine } from "./engine.js";
 export type { MoaErrorCode } from "./errors.js";
 export { MOA_ERROR_CODES, MoaError } from "./errors.js";
+export type { TokenLogprob } from "./logprobs.js";
 export type { Manifest, PlanEntry, PlanFigures } from "./manifest.js";
 export type { Probe, ProbedContext, ProbedModel } from "./probe.js";
 export { probe } from "./probe.js";

@@ -1,7 +1,7 @@
 /** The messages between a page and the worker that holds the engine: two closed unions. */
 
 import type { NativeOptions } from "./bindings.js";
-import type { TokenLogprob } from "./chooser.js";
+import type { TokenLogprob } from "./logprobs.js";
 import type { GpuDeviceLike } from "./device.js";
 import type { LoadReport, Patience, Shard } from "./download.js";
 import type { ErrorFields } from "./errors.js";
@@ -19,6 +19,7 @@ export interface LoadRequest {
   planBytes: Uint8Array | undefined;
   contextLength: number;
   wasmUrl: string | undefined;
+  grammarWasmUrl: string | undefined;
   options: NativeOptions;
   cache: CacheKind | undefined;
   /** Only where page and engine share a thread: devices cannot be posted. */

@@ -101,7 +101,10 @@ export function codecOf(backend: CompletionBackend): TextCodec {
   throw new MoaError("no-tokenizer", "this bundle has no tokenizer", { hint: "use generate() with ids of your own" });
 }
 
-/** A request whose options are the engine's. `logprobs` is the number of likeliest tokens to report, if any. */
+/**
+ * A request whose options are the engine's. `logprobs` is the number of likeliest tokens to report, if any; `schema` is a
+ * JSON schema that the answer must follow.
+ */
 export function prepare(
   kind: string,
   request: RequestBase & { max_completion_tokens?: number | null; stream?: unknown; stream_options?: StreamOptions | null; signal?: AbortSignal | null },
@@ -109,6 +112,7 @@ export function prepare(
   logprobs: number | undefined,
   backend: CompletionBackend,
   options: RequestOptions,
+  schema?: string,
 ): Prepared {
   if (request.stream_options != null) {
     if (request.stream !== true) throw new MoaError("bad-argument", "`stream_options` needs `stream: true`");
@@ -122,6 +126,7 @@ export function prepare(
   const presence = inRange("presence_penalty", request.presence_penalty ?? 0, -2, 2);
   const frequency = inRange("frequency_penalty", request.frequency_penalty ?? 0, -2, 2);
   const repetition = inRange("repetition_penalty", request.repetition_penalty ?? 1, 0.01, 100);
+  const codec = codecOf(backend);
   const most = request.max_completion_tokens ?? request.max_tokens;
   const seed = request.seed ?? crypto.getRandomValues(new Uint32Array(1))[0] as number;
   if (!Number.isSafeInteger(seed) || seed < 0) throw new MoaError("bad-argument", `\`seed\` must be a whole number from 0 on, got ${String(seed)}`);
@@ -129,7 +134,7 @@ export function prepare(
     id: `${kind}-${crypto.randomUUID()}`,
     created: Math.floor(Date.now() / 1000),
     model: request.model ?? backend.modelName,
-    codec: codecOf(backend),
+    codec,
     stops,
     tokens: {
       ids,
@@ -140,9 +145,12 @@ export function prepare(
         topK: inRange("top_k", request.top_k ?? 0, 0, Infinity),
         minP: inRange("min_p", request.min_p ?? 0, 0, 1),
         seed,
+        ...(presence === 0 ? {} : { presencePenalty: presence }),
+        ...(frequency === 0 ? {} : { frequencyPenalty: frequency }),
+        ...(repetition === 1 ? {} : { repetitionPenalty: repetition }),
       },
       stopIds: backend.stopIds,
-      ...(presence !== 0 || frequency !== 0 || repetition !== 1 ? { penalties: { presence, frequency, repetition } } : {}),
+      ...(schema === undefined ? {} : { constraint: { schema, vocabulary: codec.vocabulary() } }),
       ...(logprobs === undefined ? {} : { logprobs }),
     },
     includeUsage: request.stream_options?.include_usage === true,

@@ -1,14 +1,16 @@
 /**
- * Generation on token ids over one engine: which part of a prompt is new, prefill chunk by chunk, decode in batches
- * whose size follows the device's speed, stop at a stop id, abort between steps. It knows no text and no messages.
+ * Generation on token ids over one engine: which part of a prompt is new, prefill chunk by chunk, decode in batches whose
+ * size follows the device's speed, one of them always on its way, stop at a stop id, abort between steps. Tokens are
+ * chosen on the device. It knows no text and no messages.
  *
  * The rings forget, so an earlier state is not always a prefix away. At the end of every prompt the rings are copied
  * on the GPU (`turnSnapshotBytes` at most): asking again, or editing what came later, then starts from there.
  */
 
 import type { NativeEngine, NativeRingCopy, Sampling } from "./bindings.js";
-import { Chooser, type Penalties, type TokenLogprob, logprobOf } from "./chooser.js";
 import { MoaError, throwIfAborted } from "./errors.js";
+import { type Constraint, Grammars } from "./grammar.js";
+import { type TokenLogprob, logprobOf } from "./logprobs.js";
 
 /** A request for tokens. */
 export interface GenerateRequest {
@@ -18,7 +20,8 @@ export interface GenerateRequest {
   sampling: Sampling;
   /** Ids that end the answer; the one that does is part of the result. */
   stopIds: readonly number[];
-  penalties?: Penalties | undefined;
+  /** What the answer must look like. */
+  constraint?: Constraint | undefined;
   /** How many of the likeliest tokens to report beside the chosen one's probability; nothing is reported without. */
   logprobs?: number | undefined;
   /** How many of the last `ids` are the answer's own: it is being continued. */
@@ -57,10 +60,17 @@ export interface SavedRings {
   layers: Uint8Array[];
 }
 
-/** Most tokens to decode before the page hears of them. */
+/**
+ * Most tokens in a batch. With those that a reader has not taken (see `host.ts`) and two batches on their way they are no
+ * more than can be taken back exactly wherever the rings stand.
+ */
 const LONGEST_BATCH = 8;
 /** How long a batch should take, so that text flows and an abort is quick. */
 const BATCH_MS = 60;
+/** Batches on their way: while one is read, the device works on the next. */
+const FLIGHTS = 2;
+/** Stop tokens that the device knows at most. */
+const MOST_DEVICE_STOPS = 15;
 /** Copies that are kept at most, however small. */
 const MOST_TURNS = 8;
 
@@ -70,20 +80,28 @@ interface Turn {
   copy: NativeRingCopy;
 }
 
+/** Tokens that came together. */
+interface Batch {
+  ids: number[];
+  logprobs?: TokenLogprob[];
+}
+
 /** The tokens in an engine's cache, and the way to more of them. */
 export class Session {
   readonly #engine: NativeEngine;
   readonly #maxBatch: number;
   readonly #turnBytes: number;
+  readonly #grammars: Grammars;
   /** What is in the cache. Empty after an error, until the next prompt. */
   #cached: number[] = [];
   /** Oldest first. */
   #turns: Turn[] = [];
 
-  constructor(engine: NativeEngine, maxDecodeBatch: number, turnSnapshotBytes = 0) {
+  constructor(engine: NativeEngine, maxDecodeBatch: number, turnSnapshotBytes = 0, grammars = new Grammars(undefined)) {
     this.#engine = engine;
     this.#maxBatch = Math.min(maxDecodeBatch, LONGEST_BATCH);
     this.#turnBytes = turnSnapshotBytes;
+    this.#grammars = grammars;
   }
 
   async generate(
@@ -162,38 +180,34 @@ export class Session {
     await this.#keepTurn();
     const prefilled = performance.now();
 
+    const answered = request.answered ?? 0;
+    // What is an answer already, and what came with a copy of the rings, the engine cannot know.
+    if (penalizes(request.sampling)) this.#engine.setText(Uint32Array.from(request.ids), answered);
+    // The device stops by itself where it can; otherwise what it did too much is taken back.
+    this.#engine.setStop(Uint32Array.from(request.stopIds.length <= MOST_DEVICE_STOPS ? request.stopIds : []));
+    const alone = request.constraint !== undefined || request.logprobs !== undefined;
+    const decode = alone ? this.#oneByOne(request, maxTokens) : this.#inFlight(request, maxTokens);
     const stops = new Set(request.stopIds);
-    const step = this.#stepper(request);
     let made = 0;
     let reason: FinishReason = "length";
-    let batch = 1;
-    /** The newest id, which is not in the cache until the next step feeds it. */
-    let pending: number | undefined;
-    while (made < maxTokens && reason === "length") {
-      throwIfAborted(signal);
-      const before = performance.now();
-      const { ids, logprobs } = await step(Math.min(batch, maxTokens - made));
-      // The first token comes from logits that are there: it tells nothing of the device's speed.
-      const fed = ids.length - (pending === undefined ? 1 : 0);
-      if (pending !== undefined) this.#cached.push(pending);
-      pending = ids.at(-1);
-      this.#cached.push(...ids.slice(0, -1));
-
-      const stop = ids.findIndex((id) => stops.has(id));
-      if (stop >= 0) {
-        reason = "stop";
-        // The engine has fed what follows the stop id, the pending one not counted: take it back.
-        this.#rewind(Math.max(ids.length - 2 - stop, 0));
-        ids.length = stop + 1;
+    try {
+      for await (const { ids, logprobs } of decode) {
+        const stop = ids.findIndex((id) => stops.has(id));
+        if (stop >= 0) {
+          reason = "stop";
+          ids.length = stop + 1;
+        }
+        made += ids.length;
+        this.#cached.push(...ids);
+        await events.onTokens(ids, logprobs?.slice(0, ids.length));
+        if (reason === "stop") break;
+        throwIfAborted(signal);
       }
-      made += ids.length;
-      const msPerToken = (performance.now() - before) / fed;
-      await events.onTokens(ids, logprobs?.slice(0, ids.length));
-      if (fed > 0) batch = Math.max(1, Math.min(this.#maxBatch, Math.floor(BATCH_MS / msPerToken)));
+    } finally {
+      await this.#settle();
     }
     // While no ring has overwritten anything, going back needs no copy.
     if (this.#engine.rewindable >= this.#engine.len) this.close();
-    const answered = request.answered ?? 0;
     const stats: GenerateStats = {
       promptTokens: request.ids.length - answered,
       cachedTokens: Math.min(cachedTokens, request.ids.length - answered),
@@ -206,26 +220,56 @@ export class Session {
     return { reason, stats };
   }
 
-  /** How this request's tokens are chosen: in batches on the GPU, or one by one where somebody must see the logits. */
-  #stepper(request: GenerateRequest): (count: number) => Promise<{ ids: number[]; logprobs?: TokenLogprob[] }> {
-    const { sampling, penalties, logprobs: top } = request;
-    if (!penalties && top === undefined) return async (count) => ({ ids: [...(await this.#engine.decode(count, sampling))] });
-    const answered = request.answered ?? 0;
-    const split = request.ids.length - answered;
-    const chooser = penalties && new Chooser(sampling, penalties, request.ids.slice(0, split), request.ids.slice(split));
-    return async () => {
-      const logits = await this.#engine.logits();
-      const raw = top === undefined ? undefined : logits.slice();
-      let id: number | undefined;
-      if (chooser) {
-        id = chooser.choose(logits);
-        if (id !== undefined) this.#engine.choose(id);
-      } else {
-        id = (await this.#engine.decode(1, sampling))[0];
+  /** Batches of tokens, the next one begun before the last is given. */
+  async *#inFlight({ sampling }: GenerateRequest, maxTokens: number): AsyncGenerator<Batch, void, void> {
+    const engine = this.#engine;
+    let batch = 1;
+    let begun = 0;
+    let before: number | undefined;
+    for (;;) {
+      while (engine.inFlight < FLIGHTS && begun < maxTokens) {
+        const count = Math.min(batch, maxTokens - begun);
+        engine.begin(count, sampling);
+        begun += count;
       }
-      if (id === undefined) throw new MoaError("no-logits", "the model gave no number for any token");
-      return raw === undefined ? { ids: [id] } : { ids: [id], logprobs: [logprobOf(raw, id, top as number)] };
-    };
+      if (engine.inFlight === 0) return;
+      const ids = [...(await engine.collect())];
+      const now = performance.now();
+      // The first token comes from logits that are there: it tells nothing of the device's speed.
+      if (before !== undefined) batch = Math.max(1, Math.min(this.#maxBatch, Math.floor((BATCH_MS * ids.length) / (now - before))));
+      before = now;
+      yield { ids };
+    }
+  }
+
+  /** Tokens one by one, where somebody must see the logits between them. */
+  async *#oneByOne({ sampling, constraint, stopIds, logprobs: top }: GenerateRequest, maxTokens: number): AsyncGenerator<Batch, void, void> {
+    const grammar = constraint && (await this.#grammars.grammar(constraint, stopIds));
+    try {
+      for (let made = 0; made < maxTokens; made++) {
+        const logits = await this.#engine.logits();
+        const raw = top === undefined ? undefined : logits.slice();
+        if (grammar) {
+          grammar.mask(logits);
+          this.#engine.setLogits(logits);
+        }
+        const [id] = await this.#engine.decode(1, sampling);
+        if (id === undefined) throw new MoaError("no-logits", "the model gave no number for any token");
+        grammar?.accept(id);
+        yield raw === undefined ? { ids: [id] } : { ids: [id], logprobs: [logprobOf(raw, id, top as number)] };
+      }
+    } finally {
+      grammar?.free();
+    }
+  }
+
+  /** Waits for the batches on their way and takes back what nobody was given. */
+  async #settle(): Promise<void> {
+    const engine = this.#engine;
+    while (engine.inFlight > 0) await engine.collect();
+    // The newest token is not in the cache until another is fed after it.
+    this.#cached.length = Math.min(this.#cached.length, engine.len);
+    this.#rewind(engine.len - this.#cached.length);
   }
 
   /** Makes the cache hold exactly `ids`, with logits for the next token. Returns how many were there already. */
@@ -299,7 +343,7 @@ export class Session {
     if (count === 0) return;
     try {
       this.#engine.rewind(count);
-      this.#cached.length -= count;
+      this.#cached.length = this.#engine.len;
     } catch (error) {
       if (MoaError.from(error).code !== "rewind-too-far") throw error;
       this.#forget();
@@ -310,6 +354,10 @@ export class Session {
     this.#cached = [];
     this.#engine.reset();
   }
+}
+
+function penalizes({ repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0 }: Sampling): boolean {
+  return repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0;
 }
 
 function release(copy: NativeRingCopy): void {

@@ -4,6 +4,8 @@ import { Template } from "@huggingface/jinja";
 import { Tokenizer } from "@huggingface/tokenizers";
 
 import { MoaError } from "./errors.js";
+import type { TokenTable } from "./grammar.js";
+import { type TokenizerModel, tokenTable } from "./vocabulary.js";
 
 /** A turn of a conversation. */
 export interface ChatMessage {
@@ -22,12 +24,15 @@ export class TextCodec {
   readonly #tokenizer: Tokenizer;
   readonly #template: Template | undefined;
   readonly #specialTokens: Record<string, string> = {};
+  readonly #model: TokenizerModel;
+  #vocabulary: TokenTable | undefined;
 
   /** Both as the text of the bundle's files. */
   constructor(tokenizerJson: string, tokenizerConfigJson: string) {
     try {
       const config = JSON.parse(tokenizerConfigJson) as TokenizerConfig;
-      this.#tokenizer = new Tokenizer(JSON.parse(tokenizerJson) as object, config);
+      this.#model = JSON.parse(tokenizerJson) as TokenizerModel;
+      this.#tokenizer = new Tokenizer(this.#model, config);
       for (const name of ["bos_token", "eos_token", "unk_token", "pad_token"]) {
         const token = config[name];
         const text = typeof token === "object" && token !== null ? (token as { content?: unknown }).content : token;
@@ -39,6 +44,11 @@ export class TextCodec {
     } catch (error) {
       throw new MoaError("no-tokenizer", `the bundle's tokenizer cannot be read: ${String(error)}`, { cause: error });
     }
+  }
+
+  /** Every token's bytes, for grammars; made on the first call. */
+  vocabulary(): TokenTable {
+    return (this.#vocabulary ??= tokenTable(this.#model));
   }
 
   encode(text: string, addSpecialTokens: boolean): number[] {

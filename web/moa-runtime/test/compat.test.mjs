@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { generateText, streamText } from "ai";
+import { Output, generateText, jsonSchema, streamText } from "ai";
 
 import { moa } from "../dist/ai-sdk.js";
 import { ChatCompletions } from "../dist/chat.js";
@@ -14,6 +14,7 @@ const codec = {
   render: (messages) => JSON.stringify(messages),
   encode: (text) => bytes(text),
   decode: (ids) => new TextDecoder().decode(Uint8Array.from(ids)),
+  vocabulary: () => "the vocabulary",
 };
 
 /** An engine that answers with these pieces; `seen` is what it was asked. */
@@ -50,8 +51,7 @@ test("the AI SDK generates and streams", async () => {
   assert.equal(result.usage.outputTokens, 5);
   const [request] = one.seen;
   assert.equal(request.maxTokens, 5);
-  assert.deepEqual(request.sampling, { temperature: 0.5, topP: 0.9, topK: 3, minP: 0, seed: 4 });
-  assert.deepEqual(request.penalties, { presence: 1, frequency: 0.5, repetition: 1 });
+  assert.deepEqual(request.sampling, { temperature: 0.5, topP: 0.9, topK: 3, minP: 0, seed: 4, presencePenalty: 1, frequencyPenalty: 0.5 });
   assert.deepEqual(JSON.parse(codec.decode(request.ids)), [{ role: "system", content: "Be brief." }, { role: "user", content: "Hi" }]);
 
   const { textStream, usage } = streamText({ model: moa(engine(["He", "l", "lo"])), prompt: "Hi" });
@@ -62,11 +62,21 @@ test("the AI SDK generates and streams", async () => {
   assert.equal((await usage).outputTokens, 5);
 });
 
+test("the AI SDK's objects come by a schema", async () => {
+  const one = engine(['{"sky": "blue"}']);
+  const schema = jsonSchema({ type: "object", properties: { sky: { type: "string" } } });
+  const { output } = await generateText({ model: moa(one), prompt: "Hi", output: Output.object({ schema }) });
+  assert.deepEqual(output, { sky: "blue" });
+  const { constraint } = one.seen[0];
+  assert.deepEqual(JSON.parse(constraint.schema).properties, { sky: { type: "string" } });
+  assert.equal(constraint.vocabulary, "the vocabulary");
+});
+
 test("the AI SDK hears of what is not supported, and of failures", async () => {
   const model = moa(engine(["x"]));
   const prompt = [{ role: "user", content: [{ type: "text", text: "Hi" }] }];
   await assert.rejects(model.doGenerate({ prompt, tools: [{}] }), (error) => error.code === "unsupported-option" && /tools/.test(error.message));
-  await assert.rejects(model.doGenerate({ prompt, responseFormat: { type: "json" } }), { code: "unsupported-option" });
+  await assert.rejects(model.doGenerate({ prompt, responseFormat: { type: "yaml" } }), { code: "unsupported-option" });
   await assert.rejects(model.doGenerate({ prompt: [{ role: "user", content: [{ type: "file" }] }] }), { code: "unsupported-option" });
   const failing = moa(engine(["x"], { fail: new MoaError("device-lost", "gone") }));
   const parts = [];

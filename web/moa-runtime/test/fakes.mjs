@@ -32,6 +32,11 @@ export class FakeEngine {
   /** Up to this many tokens everything can be taken back. */
   unwrapped;
   calls = [];
+  /** Batches that were begun, their options, and what ends a text. */
+  flights = [];
+  samplings = [];
+  stops = [];
+  stopped = false;
   written = [];
   copies = 0;
   freed = false;
@@ -85,18 +90,49 @@ export class FakeEngine {
     this.pending = undefined;
     this.#grown();
   }
-  async decode(count) {
+  /** What the device would choose: the largest logit of those that were put in place, or the model's own. */
+  #choose() {
+    if (!this.logitsPut) return nextToken(this.cache);
+    const logits = this.logitsPut;
+    this.logitsPut = undefined;
+    return logits.reduce((best, logit, id) => (logit > logits[best] ? id : best), 0);
+  }
+  begin(count, sampling) {
+    if (!this.hasLogits) throw typed("no-logits", "no logits");
+    if (this.flights.reduce((sum, { ids }) => sum + ids.length, count) > SLACK) throw typed("bad-argument", "too many in flight");
+    this.calls.push(["decode", count]);
+    this.samplings.push(sampling);
+    const ids = [];
+    // After a stop token the device does nothing more.
+    while (ids.length < count && !this.stopped) {
+      this.#feed();
+      this.pending = this.#choose();
+      ids.push(this.pending);
+      this.stopped = this.stops.includes(this.pending);
+    }
+    this.flights.push({ ids, stopped: this.stopped });
+  }
+  async collect() {
     await this.beforeStep("decode");
     this.#alive();
-    if (!this.hasLogits) throw typed("no-logits", "no logits");
-    this.calls.push(["decode", count]);
-    const ids = [];
-    for (let i = 0; i < count; i++) {
-      this.#feed();
-      this.pending = nextToken(this.cache);
-      ids.push(this.pending);
-    }
+    const { ids, stopped } = this.flights.shift();
+    if (stopped) this.flights = [];
+    if (this.flights.length === 0) this.stopped = false;
     return Uint32Array.from(ids);
+  }
+  get inFlight() {
+    return this.flights.length;
+  }
+  setStop(ids) {
+    this.stops = [...ids];
+  }
+  setText(ids, answered) {
+    this.calls.push(["setText", ids.length, answered]);
+    if (ids.length !== this.cache.length) throw typed("bad-argument", "another text");
+  }
+  async decode(count, sampling) {
+    this.begin(count, sampling);
+    return this.collect();
   }
   /** The next token has logit 10, the one after it in the vocabulary 9, all others 0. */
   async logits() {
@@ -106,13 +142,13 @@ export class FakeEngine {
     const best = nextToken(this.cache);
     return Float32Array.from({ length: 1009 }, (_, id) => (id === best ? 10 : id === (best + 1) % 1009 ? 9 : 0));
   }
-  choose(id) {
-    if (!this.hasLogits) throw typed("no-logits", "no logits");
-    this.calls.push(["choose", id]);
-    this.pending = id;
+  setLogits(logits) {
+    if (!this.hasLogits || this.pending !== undefined) throw typed("no-logits", "no logits");
+    this.logitsPut = logits;
   }
   rewind(count) {
     this.calls.push(["rewind", count]);
+    if (this.flights.length > 0) throw typed("bad-argument", "batches in flight");
     if (count > this.rewindable) throw typed("rewind-too-far", "too far");
     this.cache.length -= count;
     this.pending = undefined;
@@ -120,6 +156,8 @@ export class FakeEngine {
   }
   reset() {
     this.calls.push(["reset"]);
+    this.flights = [];
+    this.stopped = false;
     this.cache = [];
     this.longest = 0;
     this.pending = undefined;

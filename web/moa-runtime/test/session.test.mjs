@@ -219,27 +219,62 @@ test("probabilities come with the tokens, and change none", async () => {
   }
 });
 
-test("penalties lead away from what the answer holds, and are taken up again where an answer goes on", async () => {
-  // A model that would say the same token for ever.
-  const stuck = () => {
-    const engine = new FakeEngine();
-    engine.logits = async function () {
-      if (this.pending !== undefined) this.cache.push(this.pending);
-      this.pending = undefined;
-      return Float32Array.from([3, 2.5, 2, 0]);
-    };
-    return engine;
-  };
-  const ask = (penalties, more = {}) => run(new Session(stuck(), 32), prompt, { maxTokens: 6, penalties: { presence: 0, frequency: 0, repetition: 1, ...penalties }, ...more });
-  assert.deepEqual((await ask({})).tokens, [0, 0, 0, 0, 0, 0]);
-  assert.deepEqual((await ask({ presence: 0.75 })).tokens, [0, 1, 0, 0, 0, 0], "once off for all: 2.25, 1.75, 2");
-  assert.deepEqual((await ask({ frequency: 0.75 })).tokens, [0, 1, 0, 2, 1, 0]);
-  assert.deepEqual((await ask({ repetition: 4 }, { ids: [9] })).tokens.slice(0, 3), [0, 1, 2]);
-  const half = await ask({ frequency: 0.75 }, { maxTokens: 3 });
-  const rest = await run(new Session(stuck(), 32), [...prompt, ...half.tokens], { maxTokens: 3, answered: 3, penalties: { presence: 0, frequency: 0.75, repetition: 1 } });
-  assert.deepEqual([...half.tokens, ...rest.tokens], [0, 1, 0, 2, 1, 0]);
+test("penalties are the device's, which is told what the answer holds already", async () => {
+  const engine = new FakeEngine({ context: 1000 });
+  const session = new Session(engine, 32, 1e6);
+  const sampling = { temperature: 0.7, seed: 3, frequencyPenalty: 0.75 };
+  await run(session, prompt, { maxTokens: 3, sampling });
+  assert.deepEqual(engine.calls.find(([kind]) => kind === "setText"), ["setText", 30, 0]);
+  assert.deepEqual(engine.samplings[0], sampling);
+  const made = continuation(prompt, 3);
+  const other = new FakeEngine();
+  const rest = await run(new Session(other, 32), [...prompt, ...made], { maxTokens: 3, answered: 3, sampling });
+  assert.deepEqual(other.calls.findLast(([kind]) => kind === "setText"), ["setText", 33, 3]);
   assert.equal(rest.stats.completionTokens, 6);
   assert.equal(rest.stats.promptTokens, prompt.length);
+  engine.calls.length = 0;
+  await run(session, prompt, { maxTokens: 3, sampling: { presencePenalty: 0, repetitionPenalty: 1 } });
+  assert.ok(!engine.calls.some(([kind]) => kind === "setText"), "what changes nothing costs nothing");
+});
+
+test("one batch is on its way while another is read, and none outlives its request", async () => {
+  for (const how of ["stop", "abort", "length"]) {
+    const engine = new FakeEngine({ context: 1000 });
+    const session = new Session(engine, 32);
+    const controller = new AbortController();
+    const expected = continuation(prompt, 60);
+    // More stop tokens than the device knows: then this side finds the stop, and takes back what followed it.
+    const stopIds = how === "stop" ? [expected[30], ...Array.from({ length: 15 }, (_, i) => 2000 + i)] : [];
+    let most = 0;
+    const running = run(session, prompt, { maxTokens: 60, stopIds, signal: controller.signal, onTokens: () => {
+      most = Math.max(most, engine.inFlight);
+      if (how === "abort" && engine.len > 50) controller.abort();
+    } });
+    if (how === "abort") await assert.rejects(running, { code: "aborted" });
+    else assert.deepEqual((await running).tokens, how === "stop" ? expected.slice(0, expected.indexOf(expected[30]) + 1) : expected);
+    assert.equal(most, 1);
+    assert.equal(engine.inFlight, 0);
+    const next = [...prompt, 3];
+    assert.deepEqual((await run(session, next, { maxTokens: 5 })).tokens, continuation(next, 5));
+  }
+});
+
+test("a grammar's mask reaches the device's choice, and ends the answer", async () => {
+  const accepted = [];
+  const grammars = {
+    grammar: async ({ schema }, ends) => ({
+      mask(logits) {
+        const allowed = accepted.length < 3 ? [schema.first + accepted.length] : ends;
+        logits.forEach((_, id) => { if (!allowed.includes(id)) logits[id] = -Infinity; });
+      },
+      accept: (id) => accepted.push(id),
+      free: () => accepted.push("freed"),
+    }),
+  };
+  const { tokens, reason } = await run(new Session(new FakeEngine(), 32, 0, grammars), prompt, { stopIds: [77], constraint: { schema: { first: 40 } } });
+  assert.deepEqual(tokens, [40, 41, 42, 77]);
+  assert.equal(reason, "stop");
+  assert.equal(accepted.at(-1), "freed");
 });
 
 test("a reader that lags holds the engine", async () => {
@@ -247,7 +282,7 @@ test("a reader that lags holds the engine", async () => {
   let open;
   const waiting = run(new Session(engine, 32), prompt, { maxTokens: 50, onTokens: () => new Promise((resolve) => (open = resolve)) });
   await new Promise((resolve) => setTimeout(resolve, 20));
-  assert.equal(engine.calls.filter(([kind]) => kind === "decode").length, 1);
+  assert.equal(engine.calls.filter(([kind]) => kind === "decode").length, 2, "what is read, and the next one");
   const timer = setInterval(() => open(), 1);
   assert.equal((await waiting).tokens.length, 50);
   clearInterval(timer);

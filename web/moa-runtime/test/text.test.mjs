@@ -135,7 +135,7 @@ test("a stop text ends the answer before itself, also across pieces", async () =
 
 test("what is not supported is named, nothing is ignored", async () => {
   const { chat, seen } = completions([]);
-  for (const extra of [{ tools: [] }, { tool_choice: "auto" }, { logit_bias: {} }, { n: 2 }, { response_format: { type: "json_object" } }, { whatever: 1 }, { user: "x" }]) {
+  for (const extra of [{ tools: [] }, { tool_choice: "auto" }, { logit_bias: {} }, { n: 2 }, { response_format: { type: "yaml" } }, { whatever: 1 }, { user: "x" }]) {
     const name = Object.keys(extra)[0];
     await assert.rejects(chat.create({ messages, ...extra }), (error) => error.code === "unsupported-option" && error.message.includes(name));
   }
@@ -148,6 +148,7 @@ test("what is not supported is named, nothing is ignored", async () => {
   for (const wrong of [
     { temperature: -1 }, { top_p: 2 }, { max_tokens: 0 }, { temperature: "hot" }, { messages: [] }, { presence_penalty: 3 }, { seed: -1 },
     { seed: 0.5 }, { top_logprobs: 2 }, { logprobs: true, top_logprobs: 21 }, { stream_options: { include_usage: true } }, { stop: [1] },
+    { response_format: { type: "json_schema" } }, { response_format: { type: "json_schema", json_schema: { name: "x" } } },
   ]) {
     await assert.rejects(chat.create({ messages, ...wrong }), { code: "bad-argument" });
   }
@@ -168,12 +169,27 @@ test("every option arrives at the engine", async () => {
   });
   const { request, signal: passed } = seen.requests[0];
   assert.equal(request.maxTokens, 4);
-  assert.deepEqual(request.sampling, { temperature: 0.5, topP: 0.9, topK: 40, minP: 0.1, seed: 7 });
-  assert.deepEqual(request.penalties, { presence: 0.5, frequency: -0.5, repetition: 1.1 });
+  assert.deepEqual(request.sampling, { temperature: 0.5, topP: 0.9, topK: 40, minP: 0.1, seed: 7, presencePenalty: 0.5, frequencyPenalty: -0.5, repetitionPenalty: 1.1 });
   assert.equal(request.logprobs, 3);
   assert.equal(passed, signal);
   await chat.create({ messages, presence_penalty: 0, repetition_penalty: 1 });
-  assert.equal(seen.requests[1].request.penalties, undefined, "what changes nothing costs nothing");
+  assert.ok(!Object.keys(seen.requests[1].request.sampling).some((name) => name.endsWith("Penalty")), "what changes nothing costs nothing");
+  assert.equal(seen.requests[1].request.constraint, undefined);
+});
+
+test("a format is a schema for the engine: on one line unless the schema says how", async () => {
+  const { chat, seen } = completions([[257]]);
+  const schema = { type: "object", properties: { a: { type: "integer" } } };
+  await chat.create({ messages, response_format: { type: "json_object" } });
+  await chat.create({ messages, response_format: { type: "json_schema", json_schema: { name: "x", strict: true, schema } } });
+  const own = { ...schema, "x-guidance": { whitespace_flexible: true } };
+  await chat.create({ messages, response_format: { type: "json_schema", json_schema: { schema: own } } });
+  const asked = seen.requests.map(({ request }) => JSON.parse(request.constraint.schema));
+  assert.equal(asked[0].type, "object");
+  assert.equal(asked[1]["x-guidance"].whitespace_flexible, false);
+  assert.deepEqual(asked[1].properties, schema.properties);
+  assert.deepEqual(asked[2], own);
+  assert.equal(seen.requests[0].request.constraint.vocabulary, codec.vocabulary());
 });
 
 test("either signal stops the answer", async () => {

@@ -110,8 +110,9 @@ test("a dead worker fails what waits and what comes", async (t) => {
 function mortal(after, message = "device-lost") {
   const engine = new FakeEngine();
   let made = 0;
-  const { decode } = FakeEngine.prototype;
-  engine.decode = async function (count) {
+  const { collect } = FakeEngine.prototype;
+  engine.collect = async function () {
+    const count = this.flights[0].ids.length;
     if (made + count > after) {
       // Some failures come before the word that the device is lost.
       if (message === "device-lost") engine.lostReason = "driver reset";
@@ -121,7 +122,7 @@ function mortal(after, message = "device-lost") {
       }
     }
     made += count;
-    return decode.call(this, count);
+    return collect.call(this);
   };
   return engine;
 }
