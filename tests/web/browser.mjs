@@ -8,7 +8,8 @@ import assert from "node:assert/strict";
 
 import { chromium } from "playwright-core";
 
-const FLAGS = [
+/** Nothing that asks the network for anything of its own. */
+export const FLAGS = [
   "--no-sandbox",
   "--disable-quic",
   "--no-first-run",

@@ -24,13 +24,17 @@ export function recorded() {
   return { cases, plan: { version: 1, name: "recorded", sink: plan.sink, block: 64, rules } };
 }
 
-/** Starts the server; `requests` lists every path that was asked for, and `more` may answer before the files do. */
-export async function start(bundle = required("MOA_BUNDLE"), more = () => false) {
+/**
+ * Starts the server; `requests` lists every path that was asked for, `more` may answer before the files do, and `headers`
+ * come with every answer.
+ */
+export async function start(bundle = required("MOA_BUNDLE"), more = () => false, headers = {}) {
   await bundlePackage();
   const requests = [];
   const server = await serve(bundle, {
     intercept(request, response, path) {
       requests.push(path);
+      for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
       if (path === "/harness/") {
         const script = `import * as moa from "./moa.js"; globalThis.moa = moa;`;
         response.writeHead(200, { "content-type": "text/html" });

@@ -2,21 +2,51 @@
 // on the machine. The environment is that of the tests (see browser.mjs); the table goes to standard output.
 //
 //   node tests/web/measure.mjs
+//
+// Loads are measured in a browser that nobody looks into: a test driver has it keep what comes over the network, up to
+// 10 MiB of every request, in the very process that is measured.
 
-import { readdirSync, readFileSync } from "node:fs";
+import { spawn } from "node:child_process";
+import { mkdtempSync, readFileSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 
-import { launch, openPage } from "./browser.mjs";
+import { FLAGS, launch, openPage, required } from "./browser.mjs";
 import { start } from "./harness.mjs";
 
-const server = await start();
-const browser = await launch();
-const page = await openPage(browser, `${server.url}/harness/`);
-await page.waitForFunction(() => globalThis.moa);
+/** Loads of each kind. */
+const LOADS = 3;
+/** The page tells when it is there and when it is done, and with what. */
+const PAGE = `<!doctype html><link rel="icon" href="data:,"><script type="module">
+import * as moa from "/harness/moa.js";
+await fetch("/began/");
+const start = performance.now();
+const engine = await moa.createEngine({ model: "/manifest.json", contextLength: 1024 });
+const ready = performance.now() - start;
+const messages = [{ role: "user", content: "Hello!" }];
+for await (const chunk of await engine.chat.completions.create({ messages, stream: true, max_tokens: 2, temperature: 0 })) if (chunk.choices[0]?.delta.content) break;
+const first = performance.now() - start;
+const { bytes } = await performance.measureUserAgentSpecificMemory();
+await fetch("/done/", { method: "POST", body: JSON.stringify({ ready, first, heap: bytes, fetched: engine.loadReport.fetchedBytes }) });
+</script>`;
 
-/** Resident MiB of the page's process: the largest renderer. */
-function resident() {
+let tell;
+const server = await start(undefined, (request, response, path) => {
+  if (path === "/measure/") response.writeHead(200, { "content-type": "text/html" }).end(PAGE);
+  else if (path === "/began/") response.writeHead(204).end(tell("began"));
+  else if (path === "/done/") request.setEncoding("utf8").once("data", (body) => response.writeHead(204).end(tell("done", JSON.parse(body))));
+  else return false;
+  return true;
+  // Isolated, so that the browser tells what it holds itself.
+}, { "cross-origin-opener-policy": "same-origin", "cross-origin-embedder-policy": "require-corp" });
+
+const processes = () => readdirSync("/proc").filter((name) => /^\d+$/.test(name));
+
+/** Resident MiB of the page's process: the largest renderer that is not among `others`. */
+function resident(others) {
   let most = 0;
-  for (const pid of readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
+  for (const pid of processes()) {
+    if (others.has(pid)) continue;
     try {
       if (!readFileSync(`/proc/${pid}/cmdline`, "latin1").includes("--type=renderer")) continue;
       const kib = Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))[1]);
@@ -28,34 +58,46 @@ function resident() {
   return most;
 }
 
-async function load(label) {
-  const before = resident();
-  let peak = before;
-  const timer = setInterval(() => (peak = Math.max(peak, resident())), 20);
+/** One visit by a browser with the profile in `folder`. */
+async function load(label, folder) {
+  const others = new Set(processes());
   const asked = server.requests.length;
-  const result = await page.evaluate(async (model) => {
-    const start = performance.now();
-    globalThis.engine = await moa.createEngine({ model, contextLength: 1024 });
-    const ready = performance.now() - start;
-    const stream = await engine.chat.completions.create({ messages: [{ role: "user", content: "Hello!" }], stream: true, max_tokens: 2, temperature: 0 });
-    for await (const chunk of stream) if (chunk.choices[0]?.delta.content) break;
-    return { ready, first: performance.now() - start, report: engine.loadReport };
-  }, `${server.url}/manifest.json`);
+  const waiting = {};
+  const heard = (what) => new Promise((resolve) => (waiting[what] = resolve));
+  tell = (what, result) => waiting[what](result);
+  const [began, done] = [heard("began"), heard("done")];
+  const flags = [...FLAGS, "--headless", "--enable-unsafe-webgpu", `--user-data-dir=${folder}`];
+  const browser = spawn(required("MOA_CHROMIUM"), [...flags, `${server.url}/measure/`], { stdio: "ignore" });
+  const gone = new Promise((resolve) => browser.once("exit", resolve));
+  await began;
+  const before = resident(others);
+  let peak = before;
+  const timer = setInterval(() => (peak = Math.max(peak, resident(others))), 10);
+  const { ready, first, heap, fetched } = await done;
   clearInterval(timer);
+  browser.kill();
+  await gone;
   const weights = server.requests.slice(asked).filter((path) => path.includes("weights")).length;
   return {
-    load: label, "ready, s": (result.ready / 1000).toFixed(2), "first text, s": (result.first / 1000).toFixed(2), "MiB fetched": (result.report.fetchedBytes / 2 ** 20).toFixed(1),
+    load: label, "ready, s": (ready / 1000).toFixed(2), "first text, s": (first / 1000).toFixed(2), "MiB fetched": (fetched / 2 ** 20).toFixed(1),
     "requests for weights": weights, "renderer before, MiB": before.toFixed(0), "peak, MiB": peak.toFixed(0), "grew, MiB": (peak - before).toFixed(0),
+    "heaps afterwards, MiB": (heap / 2 ** 20).toFixed(0),
   };
 }
 
-const rows = [await load("first visit")];
-await page.evaluate(() => engine.unload());
-await page.reload();
-await page.waitForFunction(() => globalThis.moa);
-rows.push(await load("second visit"));
+const rows = [];
+const folders = [];
+for (let round = 0; round < LOADS; round++) {
+  const folder = mkdtempSync(join(tmpdir(), "moa-measure-"));
+  rows.push(await load("first visit", folder), await load("second visit", folder));
+  folders.push(folder);
+}
 console.table(rows);
 
+const browser = await launch();
+const page = await openPage(browser, `${server.url}/harness/`);
+await page.waitForFunction(() => globalThis.moa);
+await page.evaluate(async (model) => (globalThis.engine = await moa.createEngine({ model, contextLength: 1024 })), `${server.url}/manifest.json`);
 const aborts = await page.evaluate(async () => {
   const words = "the whale and the sea ".repeat(60);
   const latency = { prefilled: [], tokens: [] };
@@ -87,3 +129,5 @@ console.table(Object.entries(aborts).map(([during, runs]) => ({
 })));
 await browser.close();
 server.close();
+// By now all of those browsers' processes have ended.
+for (const folder of folders) rmSync(folder, { recursive: true, force: true });

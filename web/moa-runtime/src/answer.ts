@@ -60,7 +60,8 @@ export async function* answer(prepared: Prepared, backend: CompletionBackend): A
       logprobs = (event.logprobs ?? []).filter(({ id }) => !stopIds.has(id));
       onProgress?.({ phase: "decode", done: completionTokens, total: tokens.maxTokens });
     }
-    held += event.kind === "tokens" ? decoder.push(event.ids) : decoder.flush();
+    // Nor is it where the tokenizer takes it for a word.
+    held += event.kind === "tokens" ? decoder.push(event.ids.filter((id) => !stopIds.has(id))) : decoder.flush();
     const cut = firstStop(held, stops);
     if (cut >= 0) {
       // Leaving the loop stops the engine.
