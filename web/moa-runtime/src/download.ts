@@ -97,7 +97,8 @@ class Transfer {
     if (this.#store) this.#stored = await this.#store.list(contentPath("").slice(0, -1));
     let next = 0;
     const lane = async () => {
-      for (let index = next++; index < shards.length; index = next++) await this.#shard(index, shards[index] as Shard);
+      const stored = new Uint8Array(this.#stored.size > 0 ? this.#download.chunkBytes : 0);
+      for (let index = next++; index < shards.length; index = next++) await this.#shard(index, shards[index] as Shard, stored);
     };
     try {
       await Promise.all(Array.from({ length: Math.min(this.#patience.lanes, shards.length) }, lane));
@@ -108,7 +109,8 @@ class Transfer {
     }
   }
 
-  async #shard(index: number, shard: Shard): Promise<void> {
+  /** Hands a shard's chunks over; those of the storage pass through `stored`. */
+  async #shard(index: number, shard: Shard, stored: Uint8Array): Promise<void> {
     const { chunkBytes, sink } = this.#download;
     const chunks = shard.chunk_sha256.length;
     if (chunks !== Math.ceil(shard.bytes / chunkBytes)) {
@@ -117,7 +119,7 @@ class Transfer {
     let missing: number | undefined;
     for (let chunk = 0; chunk < chunks; chunk++) {
       throwIfAborted(this.#signal);
-      const bytes = await this.#fromStore(shard, chunk);
+      const bytes = await this.#fromStore(shard, chunk, stored);
       if (!bytes) {
         missing ??= chunk;
         continue;
@@ -131,13 +133,15 @@ class Transfer {
     if (missing !== undefined) await this.#fetch(index, shard, missing, chunks);
   }
 
-  async #fromStore(shard: Shard, chunk: number): Promise<Uint8Array | undefined> {
+  async #fromStore(shard: Shard, chunk: number, into: Uint8Array): Promise<Uint8Array | undefined> {
     const sha256 = shard.chunk_sha256[chunk] as string;
     const size = this.#stored.get(sha256);
     if (size === undefined || !this.#store) return undefined;
     const blob = await this.#store.get(contentPath(sha256));
-    const bytes = blob && new Uint8Array(await blob.arrayBuffer().catch(() => new ArrayBuffer(0)));
-    if (bytes && bytes.length === this.#chunkSize(shard, chunk) && (await sha256Hex(bytes)) === sha256) return bytes;
+    if (blob?.size === this.#chunkSize(shard, chunk)) {
+      const bytes = await readInto(blob, into);
+      if ((await sha256Hex(bytes)) === sha256) return bytes;
+    }
     this.report.repairedChunks++;
     await this.#store.delete(contentPath(sha256));
     return undefined;
@@ -341,6 +345,21 @@ class PieceReader {
 }
 
 const PIECE_BYTES = 256 << 10;
+
+/** A blob's bytes, at the beginning of `into`; fewer where it cannot be read to its end. */
+async function readInto(blob: Blob, into: Uint8Array): Promise<Uint8Array> {
+  const reader = new PieceReader(blob.stream());
+  let filled = 0;
+  try {
+    for (let piece = await reader.read(); piece; piece = await reader.read()) {
+      into.set(piece, filled);
+      filled += piece.length;
+    }
+  } catch {
+    // Then its hash is not the right one.
+  }
+  return into.subarray(0, filled);
+}
 
 const offline = () => globalThis.navigator?.onLine === false;
 
