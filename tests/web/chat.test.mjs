@@ -106,6 +106,11 @@ test("one types and sees tokens stream; Stop stops; the conversation goes on", {
   await page.click("#detach");
   assert.ok(await page.isHidden("#attachment"));
 
+  // This model is on the device by now, and is the one that runs.
+  await page.click("#model-choice summary");
+  assert.match(await page.textContent("#models [aria-current]"), /^SmolLM2 135M/);
+  assert.match(await page.textContent("#models li"), /[\d.]+ MiB$/);
+
   await page.click("#clear");
   assert.equal(await page.locator(".turn").count(), 0);
   assert.ok(await page.isVisible("#welcome"));

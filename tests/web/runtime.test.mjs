@@ -426,6 +426,9 @@ test("how likely tokens are agrees with the logits, and penalties lead elsewhere
       logits: [...await engine.logits(ids)], logprobs, reported, expected,
       penalized: await tokens(engine, ids, 24, penalties),
       same: await tokens(engine, ids, 24, penalties),
+      // In batches on their way, and one by one.
+      sampled: await tokens(engine, ids, 24, { temperature: 1, topP: 0.9, seed: 5, ...penalties }),
+      oneByOne: await tokens(engine, ids, 24, { temperature: 1, topP: 0.9, seed: 5, ...penalties, logprobs: 0 }),
     };
   }, ids);
   assert.deepEqual(result.reported, result.expected.slice(0, 8));
@@ -437,6 +440,7 @@ test("how likely tokens are agrees with the logits, and penalties lead elsewhere
   assert.equal(first.top[0].id, first.id);
   assert.ok(first.top[0].logprob >= first.top[1].logprob && first.top[1].logprob >= first.top[2].logprob);
   assert.deepEqual(result.same, result.penalized);
+  assert.deepEqual(result.oneByOne, result.sampled);
   assert.ok(new Set(result.penalized).size >= new Set(result.expected).size);
 });
 

@@ -10,7 +10,7 @@ import { offerPlans } from "../parts/plans.js";
 import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
 import { followSettings, settings, showFigures, showSpeed, showUsed } from "./figures.js";
-import { offerModels } from "./models.js";
+import { offerModels, takeModel } from "./models.js";
 import { type Attached, type Place, Tree, messagesTo } from "./tree.js";
 
 const tree = new Tree();
@@ -40,8 +40,9 @@ const conversation = new Conversation(tree, {
 
 async function start(): Promise<void> {
   followSettings();
+  takeModel();
   const model = await prepare();
-  void offerModels();
+  await offerModels();
   if (!model) return composer.close();
   offerPlans(model, asked.plan);
   engine = await open({
@@ -52,6 +53,8 @@ async function start(): Promise<void> {
   });
   if (!engine) return composer.close();
   loaded();
+  // By now this one is among them.
+  await offerModels();
   const { modelName: name, contextLength, adapter } = engine;
   element("model-name").textContent = `${modelName(name)} on ${adapter.name || "this device"}`;
   element("model-name").title = name;

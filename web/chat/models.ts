@@ -7,7 +7,16 @@ import { choose, model } from "../parts/model.js";
 import { mib } from "../parts/numbers.js";
 import { modelName } from "../parts/names.js";
 
-/** Fills the list of models and takes another address; each choice opens the page again. */
+/** Takes the address of another model, and opens the page again with it. */
+export function takeModel(): void {
+  element("other-model").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const address = element<HTMLInputElement>("model-address").value.trim();
+    if (address !== "") choose({ model: address, plan: undefined });
+  });
+}
+
+/** Lists the models on this device; each opens the page again. */
 export async function offerModels(): Promise<void> {
   const list = element("models");
   const known = await cache.list();
@@ -23,9 +32,4 @@ export async function offerModels(): Promise<void> {
   });
   list.replaceChildren(...items);
   list.hidden = items.length === 0;
-  element("other-model").addEventListener("submit", (event) => {
-    event.preventDefault();
-    const address = element<HTMLInputElement>("model-address").value.trim();
-    if (address !== "") choose({ model: address, plan: undefined });
-  });
 }

@@ -27,9 +27,14 @@ pub(crate) struct Options {
     /// Port on localhost
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// Mean share of the keys that a head keeps
-    #[arg(long, default_value_t = 0.5)]
-    density: f64,
+    /// Mean share of the keys that a head keeps; several, separated by commas, give several plans to choose from
+    #[arg(
+        long,
+        value_name = "FRACTION,..",
+        value_delimiter = ',',
+        default_value = "0.5"
+    )]
+    density: Vec<f64>,
     /// Declared context length in tokens
     #[arg(long, default_value_t = 8192)]
     context: u32,
@@ -46,7 +51,7 @@ impl Options {
             no_serve: true,
             out: out.into(),
             port: 0,
-            density: 0.5,
+            density: vec![0.5],
             context: 2048,
             profile: Profile::Dev,
         }
@@ -96,7 +101,12 @@ fn bundle(workspace: &Workspace, compiler: &Path, out: &Path, options: &Options)
         fs::remove_dir_all(out)?;
     }
     let model = workspace.model();
-    let density = options.density.to_string();
+    let density = options
+        .density
+        .iter()
+        .map(f64::to_string)
+        .collect::<Vec<_>>()
+        .join(",");
     let context = options.context.to_string();
     cmd!(
         sh,
