@@ -11,7 +11,7 @@ use moa_model::Checkpoint;
 use crate::calibrate::text::Text;
 use crate::calibrate::{CalibrationError, Sample};
 use crate::calibration::{self, Wish};
-use crate::cli::{DeviceChoice, LossChoice, ProfileArgs, SolveArgs};
+use crate::cli::{DeviceChoice, EstimatorChoice, LossChoice, ProfileArgs, SolveArgs};
 use crate::device::{self, Model, Place};
 use crate::effort::preset;
 use crate::files::{FileError, read_bounded};
@@ -60,7 +60,7 @@ impl Opened {
     pub(crate) fn lm(&self, printer: &Printer) -> anyhow::Result<&Model> {
         if self.lm.get().is_none() {
             let lm = self.stages.time("loading", || {
-                device::load(self.place, &self.source, printer)
+                device::load(&self.place, &self.source, printer)
             })?;
             // Just found empty, and nobody else holds this cell.
             let _ = self.lm.set(lm);
@@ -181,17 +181,37 @@ pub(crate) fn check_budget(
     check_budgets(&lengths, grid, spec)
 }
 
+/// What a profile gives beside joint curves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    /// Per-entry curves.
+    pub(crate) per_entry: bool,
+    /// Per-entry maps by blocks of so many tokens.
+    pub(crate) blocks: Option<u32>,
+}
+
+impl Wanted {
+    /// What these estimators need.
+    pub(crate) fn for_estimators(estimators: &[EstimatorChoice]) -> Self {
+        Self {
+            per_entry: estimators.contains(&EstimatorChoice::PerEntry),
+            blocks: None,
+        }
+    }
+}
+
 /// Calibrates and profiles; finished samples wait in `work`.
 pub(crate) fn profile(
     opened: &Opened,
     args: &ProfileArgs,
     context: u32,
-    blocks: Option<u32>,
+    wanted: Wanted,
     work: &Path,
     printer: &Printer,
 ) -> anyhow::Result<Curves> {
     let config = opened.source.config();
     let grid = plans::grid(args.sink, args.block)?;
+    let Wanted { per_entry, blocks } = wanted;
     if blocks == Some(0) {
         return Err(Told::new(
             "--blocks is 0, expected at least 1",
@@ -235,6 +255,7 @@ pub(crate) fn profile(
         grid,
         loss,
         at,
+        per_entry,
         blocks,
         temperature: args.temperature,
         source_sha256: opened.source_sha256.clone(),

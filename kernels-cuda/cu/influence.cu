@@ -1,12 +1,13 @@
 // What every window costs: the joint influence curves of a layer, in one pass over the causal half.
 //
 // q, grad_out: [heads, len, HEAD_DIM]   k, v: [kv_heads, len, HEAD_DIM], all 16-bit, through tensor maps
-// row_dot: [heads, rows] f32, D = rowsum(grad_out * out); rows = len rounded up to a multiple of 64
-// partials: [kv_heads of this launch][slot][warp of 4][bin] float4, see partial_offset
+// means: [kv_heads of this launch][slot][bin][row of the tile] f32, see bins_before
+// row_dot: [heads, rows] f32, D; rows = len rounded up to a multiple of 64   own_bins: [kv_heads]
 // curves: [kv_heads][3][bins] f64 (identity, absolute value, square), added to by influence_reduce
 //
-// A row i keeps K = the sink keys and its `window` most recent ones; its effect is G_K / m_K - D with
-// m_K = sum of A_ij, G_K = sum of A_ij g_ij over K and g = grad_out v^T. Bin s stands for the span 64 (s + 1), that is
+// A row i keeps K = the sink keys and its `window` most recent ones; its effect is the mean G_K / m_K less D, with
+// m_K = sum of A_ij, G_K = sum of A_ij g_ij over K and g = grad_out v^T. D is the mean over what the row sees now: where that is what some bin
+// keeps, the walk has it already (influence_dots), and no other pass is needed before this one. Bin s stands for the span 64 (s + 1), that is
 // for the window max(64 (s + 1) - sink, 1).
 //
 // One warpgroup owns one tile of 64 rows of one query head (a slot); CONSUMERS of them share a stream of K and V tiles that one
@@ -17,7 +18,7 @@
 //
 // Numerics: m and G are f32, scaled by the running maximum of what one thread has kept (four threads share a row and
 // are joined when a value is emitted), so a key that dominates from afar changes nothing before it is reached. The
-// query's own key comes first. 1 - m is never formed. Sums of 16 rows in f32, then f64 in a fixed order: the same input gives
+// query's own key comes first. 1 - m is never formed. Means and effects are f32, sums over rows f64 in a fixed order: the same input gives
 // the same bytes. Twin: reference/src/influence.rs.
 
 #define PANELS ((HEAD_DIM + 63u) / 64u)
@@ -81,11 +82,9 @@ __device__ __forceinline__ float exchange_max(bool odd, float even_value, float 
     return fmaxf(keep, __shfl_xor_sync(~0u, give, mask));
 }
 
-// Joins the four threads of each row, takes phi of the row's effect and sums over the warp's 16 rows.
-// `dot` is D of the row that this lane stands for (even lanes the upper half, odd lanes the lower), `live` whether it exists.
-// Lanes 0 to 3 write identity, absolute value, square and a zero.
-__device__ __forceinline__ void emit(const Kept& upper, const Kept& lower, float dot, bool live, u32 lane, float* out) {
-    bool odd = lane & 1u, high = lane & 2u;
+// Joins the four threads of each row and writes the means of its 16 rows.
+__device__ __forceinline__ void emit(const Kept& upper, const Kept& lower, u32 lane, float* out) {
+    bool odd = lane & 1u;
     float top = exchange_max(odd, upper.shift, lower.shift, 1);
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
     float other = __shfl_xor_sync(~0u, top, 1);
@@ -95,24 +94,15 @@ __device__ __forceinline__ void emit(const Kept& upper, const Kept& lower, float
     float grad = exchange_sum(odd, upper.grad * factor_upper, lower.grad * factor_lower, 1);
     mass += __shfl_xor_sync(~0u, mass, 2);
     grad += __shfl_xor_sync(~0u, grad, 2);
-    float effect = live ? __fdividef(grad, mass) - dot : 0.0f;
-    // Lanes with bit 1 clear carry (d, |d|), the others (d^2, 0); bit 0 then chooses which of the two is summed.
-    float x = high ? effect * effect : effect;
-    float y = high ? 0.0f : fabsf(effect);
-    float sum = exchange_sum(odd, x, y, 1);
-    sum += __shfl_xor_sync(~0u, sum, 4);
-    sum += __shfl_xor_sync(~0u, sum, 8);
-    sum += __shfl_xor_sync(~0u, sum, 16);
-    if (lane < 4u) out[lane] = sum;
+    // Even lanes stand for the upper half, odd ones for the lower.
+    if ((lane & 2u) == 0u) out[(lane & 1u) * 8u + lane / 4u] = __fdividef(grad, mass);
 }
 
 // What a warp of the walk knows of its place.
 struct Place {
     float scale;        // log2(e) * softmax_scale
-    float dot;          // D of the row this lane stands for
-    bool live;          // whether that row exists
     u32 lane;
-    float* bins;        // this warp's bins
+    float* means;       // this warp's rows in the slot's first bin
     u32 tile;           // row tile
     u32 sink_tiles;
 };
@@ -142,7 +132,7 @@ __device__ __forceinline__ void visit(Kept& upper, Kept& lower, const float (&sc
             take<W, 1, UPPER>(lower, scores, grads, place.scale, column > row, column + 1 > row);
         }
         u32 bin = place.tile - key_tile + place.sink_tiles;
-        if (bin > 0u) emit(upper, lower, place.dot, place.live, place.lane, place.bins + 4u * (bin - 1u));
+        if (bin > 0u) emit(upper, lower, place.lane, place.means + TILE_ROWS * (bin - 1u));
     }
     // On the diagonal the own key has been taken already, unless it is a sink key.
     bool own = !diagonal || sink;
@@ -159,8 +149,7 @@ __device__ __forceinline__ u32 key_tile_at(u32 step, u32 sink_steps, u32 last) {
 extern "C" __global__ void __launch_bounds__(CONSUMERS * 128 + 32, 1) influence(
     const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map,
     const __grid_constant__ TensorMap v_map, const __grid_constant__ TensorMap grad_map,
-    const float* __restrict__ row_dot, float* __restrict__ partials,
-    u32 len, u32 group, u32 sink_tiles, u32 first_kv_head, u32 first_slot, u32 end_slot, float scale) {
+    float* __restrict__ means, u32 group, u32 sink_tiles, u32 first_kv_head, u32 first_slot, u32 end_slot, float scale) {
     extern __shared__ char raw[];
     u32 base = (smem_address(raw) + 1023u) & ~1023u;
     u32 rows = base;                                             // CONSUMERS x (q, grad_out)
@@ -222,15 +211,9 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS * 128 + 32, 1) influence(
     place.lane = lane;
     place.tile = tile;
     place.sink_tiles = sink_tiles;
-    place.dot = 0.0f;
-    place.live = false;
-    place.bins = partials;
+    place.means = means;
     if (busy) {
-        u32 row = tile * TILE_ROWS + quarter * 16u + (lane & 1u) * 8u + lane / 4u;
-        u32 head = kv_head * group + slot % group;
-        place.live = row < len;
-        if (place.live) place.dot = row_dot[(u64)head * ((len + 63u) & ~63u) + row];
-        place.bins = partials + 4u * (partial_offset(kv_index, slot, first_slot, end_slot, group) + (u64)quarter * (tile + 1u));
+        place.means += TILE_ROWS * bins_before(kv_index, slot, first_slot, end_slot, group) + quarter * 16u;
         barrier_wait(barriers, 0);
     }
     u64 q_tile = tile_descriptor(rows + consumer * 2u * OPERAND_BYTES);
@@ -264,38 +247,54 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS * 128 + 32, 1) influence(
         else visit<3>(upper, lower, scores, grads, place, key_tile);
     }
     // Windows that hide nothing.
-    if (busy) emit(upper, lower, place.dot, place.live, lane, place.bins + 4u * tile);
+    if (busy) emit(upper, lower, lane, place.means + TILE_ROWS * tile);
 }
 
-// Adds a launch's partial bins to the curves, in a fixed order. A block has 32 bins x 8 strides.
+// The bin of row tile `tile` that stands for span number `bin`: what is wider than the text hides nothing.
+__device__ __forceinline__ u32 bin_of(u32 bin, u32 tile, u32 sink_tiles) {
+    return tile < sink_tiles || bin >= tile ? tile : max(bin, sink_tiles > 0u ? sink_tiles - 1u : 0u);
+}
+
+// D of a launch's rows: their means under spans number own_bins[kv_head]. Rows that do not exist get 0. grid (slots, kv_heads of the
+// launch), 64 threads.
+extern "C" __global__ void __launch_bounds__(64) influence_dots(
+    const float* __restrict__ means, const u32* __restrict__ own_bins, float* __restrict__ row_dot,
+    u32 len, u32 group, u32 sink_tiles, u32 first_kv_head, u32 first_slot, u32 end_slot) {
+    u32 slot = first_slot + blockIdx.x, tile = slot / group, kv_head = first_kv_head + blockIdx.y;
+    u32 row = tile * TILE_ROWS + threadIdx.x, head = kv_head * group + slot % group;
+    u32 bin = bin_of(own_bins[kv_head], tile, sink_tiles);
+    float mean = means[TILE_ROWS * bins_before(blockIdx.y, slot, first_slot, end_slot, group) + bin * TILE_ROWS + threadIdx.x];
+    row_dot[(u64)head * ((len + 63u) & ~63u) + row] = row < len ? mean : 0.0f;
+}
+
+// Adds phi of a launch's effects to the curves, in a fixed order. A block has one bin of one KV head, each of its 8 warps every eighth slot,
+// a lane two rows. grid (bins, kv_heads of the launch), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) influence_reduce(
-    const float4* __restrict__ partials, double* __restrict__ curves,
-    u32 bins, u32 group, u32 sink_tiles, u32 first_kv_head, u32 first_slot, u32 end_slot) {
-    __shared__ double sums[8][32][3];
-    u32 x = threadIdx.x % 32u, stride = threadIdx.x / 32u;
-    u32 bin = blockIdx.x * 32u + x;
-    double identity = 0.0, absolute = 0.0, square = 0.0;
-    if (bin < bins) {
-        for (u32 slot = first_slot + stride; slot < end_slot; slot += 8u) {
-            u32 tile = slot / group;
-            u32 at = tile < sink_tiles || bin >= tile ? tile : max(bin, sink_tiles > 0u ? sink_tiles - 1u : 0u);
-            const float4* from = partials + partial_offset(blockIdx.y, slot, first_slot, end_slot, group) + at;
-#pragma unroll
-            for (u32 warp = 0; warp < 4u; ++warp) {
-                float4 part = from[(u64)warp * (tile + 1u)];
-                identity += part.x;
-                absolute += part.y;
-                square += part.z;
-            }
-        }
+    const float* __restrict__ means, const float* __restrict__ row_dot, double* __restrict__ curves,
+    u32 len, u32 group, u32 sink_tiles, u32 first_kv_head, u32 first_slot, u32 end_slot) {
+    __shared__ double sums[8][3];
+    u32 warp = threadIdx.x / 32u, lane = threadIdx.x % 32u, bin = blockIdx.x, kv_head = first_kv_head + blockIdx.y;
+    double all[3] = {0.0, 0.0, 0.0};
+#pragma unroll 4
+    for (u32 slot = first_slot + warp; slot < end_slot; slot += 8u) {
+        u32 tile = slot / group, row = tile * TILE_ROWS + 2u * lane, head = kv_head * group + slot % group;
+        u64 at = TILE_ROWS * bins_before(blockIdx.y, slot, first_slot, end_slot, group) + bin_of(bin, tile, sink_tiles) * TILE_ROWS + 2u * lane;
+        float2 mean = *(const float2*)(means + at);
+        float2 dot = *(const float2*)(row_dot + (u64)head * ((len + 63u) & ~63u) + row);
+        float a = row < len ? mean.x - dot.x : 0.0f, b = row + 1u < len ? mean.y - dot.y : 0.0f;
+        all[0] += a + b;
+        all[1] += fabsf(a) + fabsf(b);
+        all[2] += a * a + b * b;
     }
-    sums[stride][x][0] = identity;
-    sums[stride][x][1] = absolute;
-    sums[stride][x][2] = square;
+#pragma unroll
+    for (u32 phi = 0; phi < 3u; ++phi) {
+        for (u32 mask = 16; mask > 0; mask /= 2) all[phi] += __shfl_xor_sync(~0u, all[phi], mask);
+        if (lane == 0u) sums[warp][phi] = all[phi];
+    }
     __syncthreads();
-    if (stride < 3u && bin < bins) {
+    if (threadIdx.x < 3u) {
         double sum = 0.0;
-        for (u32 i = 0; i < 8u; ++i) sum += sums[i][x][stride];
-        curves[((u64)(first_kv_head + blockIdx.y) * 3u + stride) * bins + bin] += sum;
+        for (u32 i = 0; i < 8u; ++i) sum += sums[i][threadIdx.x];
+        curves[((u64)kv_head * 3u + threadIdx.x) * gridDim.x + bin] += sum;
     }
 }

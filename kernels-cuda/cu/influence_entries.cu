@@ -2,7 +2,7 @@
 //
 // q, grad_out: heads x len x HEAD_DIM   k, v: kv_heads x len x HEAD_DIM, 16-bit, through tensor maps
 // spans: [kv_heads] HeadSpan, what the model runs under   statistics: [heads, rows], rows = len rounded up to a multiple of 64
-// partials: float4 by slot, warp and distance in tiles, see partial_offset: sums of |E| above the cut, below it, of the queries' own
+// partials: float4 by slot, warp and distance in tiles, see bins_before: sums of |E| above the cut, below it, of the queries' own
 // keys, and of E.
 //
 // influence_rows walks the visible keys: lse, D = mean of g = grad_out v^T, and of the largest entry its key and its effect, from the sums over
@@ -284,7 +284,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS * 128 + 32, 1) influence_
 #pragma unroll
         for (int h = 0; h < 2; ++h)
             known[h] = {lse[at + 8u * h] * LOG2_E, row_dot[at + 8u * h], top_effect[at + 8u * h], top_key[at + 8u * h]};
-        bins += partial_offset(kv_index, slot, first_slot, end_slot, group) + (u64)quarter * (tile + 1u);
+        bins += 4u * bins_before(kv_index, slot, first_slot, end_slot, group) + (u64)quarter * (tile + 1u);
         barrier_wait(shared.barriers, 0);
     }
     float scores[32], grads[32];
@@ -330,7 +330,7 @@ extern "C" __global__ void __launch_bounds__(256) influence_shown(
         for (u32 slot = first_slot + stride; slot < end_slot; slot += 8u) {
             u32 tile = slot / group;
             if (tile < sink_tiles || distance > tile - sink_tiles) continue;
-            const float4* from = partials + partial_offset(blockIdx.y, slot, first_slot, end_slot, group) + distance;
+            const float4* from = partials + 4u * bins_before(blockIdx.y, slot, first_slot, end_slot, group) + distance;
 #pragma unroll
             for (u32 warp = 0; warp < 4u; ++warp) {
                 sum += from[(u64)warp * (tile + 1u)].y;
@@ -352,7 +352,7 @@ extern "C" __global__ void __launch_bounds__(128) influence_maps(
     u32 side, u32 group, u32 first_kv_head, u32 first_slot, u32 end_slot) {
     u32 slot = first_slot + blockIdx.x, tile = slot / group;
     u32 head = (first_kv_head + blockIdx.y) * group + slot % group;
-    const float4* from = partials + partial_offset(blockIdx.y, slot, first_slot, end_slot, group);
+    const float4* from = partials + 4u * bins_before(blockIdx.y, slot, first_slot, end_slot, group);
     for (u32 distance = threadIdx.x; distance <= tile; distance += 128u) {
         float size = 0.0f, sum = 0.0f;
 #pragma unroll

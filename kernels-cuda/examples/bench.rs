@@ -17,7 +17,7 @@ use half::bf16;
 use moa_kernels::{
     Attention, AttentionGradients, AttentionShape, Buffer, CacheSlots, Chunk, ChunkPart, Decode,
     DecodeWorkspace, Gpu, HeadShape, Influence, InfluenceInputs, InfluenceShape, KvBuffers, Layout,
-    Prefill, QkvRows, RequestSlots,
+    Prefill, QkvRows, RequestSlots, RowDots,
 };
 use moa_mask::density::{attention_density, kv_density};
 use moa_mask::{HeadMask, KvFormat, RingLayout};
@@ -425,10 +425,14 @@ fn check(gpu: &Gpu) {
         k: &gpu.upload(&layer.k).unwrap(),
         v: &gpu.upload(&layer.v).unwrap(),
         grad_out: &gpu.upload(&layer.grad_out).unwrap(),
-        row_dot: &gpu.upload(&layer.padded_row_dot()).unwrap(),
         softmax_scale: layer.softmax_scale,
     };
-    kernel.add(gpu, &inputs, &mut curves).unwrap();
+    let mut row_dot = gpu.zeros(shape.row_values()).unwrap();
+    let dots = RowDots::OnCurve {
+        masks: &[HeadMask::DENSE; 4],
+        row_dot: &mut row_dot,
+    };
+    kernel.add(gpu, &inputs, dots, &mut curves).unwrap();
     let (actual, expected) = (gpu.download(&curves).unwrap(), layer.curves(0));
     let largest = expected.iter().copied().fold(0.0, f64::max);
     let error = actual
@@ -469,11 +473,10 @@ fn time(gpu: &Gpu, shape: InfluenceShape) {
             grad_out: random(gpu, rows * dim, 0.1, 4 * set + 3),
         })
         .collect();
-    let row_dot = gpu
-        .zeros::<f32>((shape.heads * shape.rows()) as usize)
-        .unwrap();
+    let mut row_dot = gpu.zeros::<f32>(shape.row_values()).unwrap();
+    let masks = vec![HeadMask::DENSE; shape.kv_heads as usize];
     let mut curves = gpu.zeros::<f64>(shape.curve_values()).unwrap();
-    let workspace = (48 << 20).max(input_bytes / 8);
+    let workspace = (48 << 20).max(input_bytes / 4);
     let mut kernel = Influence::new::<bf16>(gpu, shape, workspace).unwrap();
     let work = f64::from(shape.len) * f64::from(shape.len + 1) / 2.0
         * f64::from(shape.heads)
@@ -487,10 +490,13 @@ fn time(gpu: &Gpu, shape: InfluenceShape) {
             k: &set.k,
             v: &set.v,
             grad_out: &set.grad_out,
-            row_dot: &row_dot,
             softmax_scale: 1.0 / (shape.head_dim as f32).sqrt(),
         };
-        kernel.add(gpu, &read, &mut curves).unwrap();
+        let dots = RowDots::OnCurve {
+            masks: &masks,
+            row_dot: &mut row_dot,
+        };
+        kernel.add(gpu, &read, dots, &mut curves).unwrap();
     });
     println!(
         "| {} | {} | {} | {} | {times:.3} | {:.3} | {:.0} | {:.1} | {:.0} |",

@@ -1,6 +1,7 @@
 //! The influence kernel's launcher: shapes checked, work cut so that its partial sums fit in a workspace.
 
 use cudarc::driver::CudaFunction;
+use moa_mask::HeadMask;
 
 use crate::extent::{Extent, Layout, check_len};
 use crate::launch::{self, Arg, Grid, Map};
@@ -105,11 +106,20 @@ impl InfluenceShape {
         self.kv_heads as usize * 3 * self.bins() as usize
     }
 
-    /// float4 of partial sums before `slot` within a KV head; the kernel's `slot_bins`.
+    /// The span of the curves that hides what `mask` hides, by its number: the last one where it hides nothing.
+    pub fn bin_of(&self, mask: HeadMask) -> Option<u32> {
+        if mask.visible(self.len.saturating_sub(1)) == self.len {
+            return Some(self.bins() - 1);
+        }
+        let span = mask.sink.checked_add(mask.window)?;
+        (mask.sink == self.sink && span.is_multiple_of(TILE)).then(|| span / TILE - 1)
+    }
+
+    /// Bins before `slot` within a KV head; the kernel's function of the same name.
     fn slot_bins(&self, slot: u32) -> u64 {
         let group = u64::from(self.gqa_group());
         let (tile, member) = (u64::from(slot) / group, u64::from(slot) % group);
-        4 * (group * (tile * (tile + 1) / 2) + member * (tile + 1))
+        group * (tile * (tile + 1) / 2) + member * (tile + 1)
     }
 }
 
@@ -124,10 +134,22 @@ pub struct InfluenceInputs<'a, T> {
     pub v: &'a Buffer<T>,
     /// Gradient of the loss in the attention's output, `[heads, len, head_dim]`.
     pub grad_out: &'a Buffer<T>,
-    /// D, the row sums of `grad_out * out`, `[heads, rows]`: of the plan's own output where a plan is profiled.
-    pub row_dot: &'a Buffer<f32>,
     /// What logits are multiplied by; positive.
     pub softmax_scale: f32,
+}
+
+/// Where D, the mean of dL/dA over what a row sees now, comes from.
+#[derive(Debug)]
+pub enum RowDots<'a> {
+    /// From elsewhere: `[heads, rows]`.
+    Given(&'a Buffer<f32>),
+    /// From the curves' own walk, where every mask (one for each KV head) hides what some span of the curves hides; written to `row_dot`.
+    OnCurve {
+        /// What the model runs under.
+        masks: &'a [HeadMask],
+        /// `[heads, rows]`.
+        row_dot: &'a mut Buffer<f32>,
+    },
 }
 
 /// Slots `first..end` (row tile and member of the group) of some KV heads: what one launch does.
@@ -145,6 +167,7 @@ pub struct Influence {
     shape: InfluenceShape,
     config: KernelConfig,
     influence: CudaFunction,
+    dots: CudaFunction,
     reduce: CudaFunction,
     parts: Vec<Part>,
     workspace: Buffer<f32>,
@@ -152,7 +175,7 @@ pub struct Influence {
 
 impl Influence {
     /// Compiles the kernel for `T` and allocates a workspace of at most `workspace_bytes`, or of what a single row tile of one
-    /// KV head needs if that is more. 48 MiB hold a whole layer of 32 heads at 8192 tokens in one launch.
+    /// KV head needs if that is more. 65 MiB hold a whole layer of 32 heads at 8192 tokens in one launch.
     ///
     /// # Errors
     /// [`CudaError::Shape`], [`CudaError::Capability`], and those of compiling and allocating.
@@ -167,17 +190,20 @@ impl Influence {
             element: T::TYPE,
         };
         let module = gpu.module(Kernel::Influence, config)?;
-        let (parts, float4s) = cut(&shape, workspace_bytes as u64 / 16);
-        let floats = usize::try_from(float4s * 4).map_err(|_too_large| CudaError::OutOfMemory {
-            doing: "allocating influence's workspace",
+        let (parts, bins) = cut(&shape, workspace_bytes as u64 / 4 / u64::from(TILE));
+        let floats = usize::try_from(bins * u64::from(TILE)).map_err(|_too_large| {
+            CudaError::OutOfMemory {
+                doing: "allocating influence's workspace",
+            }
         })?;
         Ok(Self {
             shape,
             config,
             influence: launch::function(&module, "influence", shared_bytes(shape.head_dim))?,
+            dots: launch::function(&module, "influence_dots", 0)?,
             reduce: launch::function(&module, "influence_reduce", 0)?,
             parts,
-            workspace: gpu.zeros(floats)?,
+            workspace: gpu.buffer(floats)?,
         })
     }
 
@@ -201,10 +227,11 @@ impl Influence {
         &mut self,
         gpu: &Gpu,
         inputs: &InfluenceInputs<'_, T>,
+        dots: RowDots<'_>,
         curves: &mut Buffer<f64>,
     ) -> Result<()> {
         let shape = self.shape;
-        check_len("row_dot", shape.row_values(), inputs.row_dot.len())?;
+        let mut dots = Dots::new(gpu, &shape, dots)?;
         check_len("curves", shape.curve_values(), curves.len())?;
         let stream = gpu.stream();
         let operands = [inputs.q, inputs.k, inputs.v, inputs.grad_out];
@@ -228,9 +255,7 @@ impl Influence {
                     Arg::Map(maps[1]),
                     Arg::Map(maps[2]),
                     Arg::Map(maps[3]),
-                    Arg::read(stream, inputs.row_dot),
                     Arg::write(stream, &mut self.workspace),
-                    Arg::U32(shape.len),
                     Arg::U32(group),
                     Arg::U32(sink_tiles),
                     Arg::U32(part.first_kv_head),
@@ -239,28 +264,92 @@ impl Influence {
                     Arg::F32(inputs.softmax_scale * std::f32::consts::LOG2_E),
                 ],
             )?;
-            launch::launch(
-                stream,
-                &self.reduce,
-                "launching influence_reduce",
-                Grid {
-                    blocks: (shape.bins().div_ceil(32), part.kv_heads),
-                    threads: 256,
-                    shared_bytes: 0,
-                },
-                &[
-                    Arg::read(stream, &self.workspace),
-                    Arg::write(stream, curves),
-                    Arg::U32(shape.bins()),
+            let place = || {
+                [
+                    Arg::U32(shape.len),
                     Arg::U32(group),
                     Arg::U32(sink_tiles),
                     Arg::U32(part.first_kv_head),
                     Arg::U32(part.first_slot),
                     Arg::U32(part.end_slot),
-                ],
+                ]
+            };
+            if let Dots::OnCurve { own_bins, row_dot } = &mut dots {
+                let mut args = vec![
+                    Arg::read(stream, &self.workspace),
+                    Arg::read(stream, own_bins),
+                    Arg::write(stream, row_dot),
+                ];
+                args.extend(place());
+                let grid = Grid {
+                    blocks: (part.end_slot - part.first_slot, part.kv_heads),
+                    threads: TILE,
+                    shared_bytes: 0,
+                };
+                launch::launch(stream, &self.dots, "launching influence_dots", grid, &args)?;
+            }
+            let mut args = vec![
+                Arg::read(stream, &self.workspace),
+                Arg::read(stream, dots.row_dot()),
+                Arg::write(stream, curves),
+            ];
+            args.extend(place());
+            let grid = Grid {
+                blocks: (shape.bins(), part.kv_heads),
+                threads: 256,
+                shared_bytes: 0,
+            };
+            launch::launch(
+                stream,
+                &self.reduce,
+                "launching influence_reduce",
+                grid,
+                &args,
             )?;
         }
         Ok(())
+    }
+}
+
+/// [`RowDots`], checked and with what the kernels need.
+enum Dots<'a> {
+    Given(&'a Buffer<f32>),
+    OnCurve {
+        own_bins: Buffer<u32>,
+        row_dot: &'a mut Buffer<f32>,
+    },
+}
+
+impl<'a> Dots<'a> {
+    fn new(gpu: &Gpu, shape: &InfluenceShape, dots: RowDots<'a>) -> Result<Self> {
+        match dots {
+            RowDots::Given(row_dot) => {
+                check_len("row_dot", shape.row_values(), row_dot.len())?;
+                Ok(Self::Given(row_dot))
+            }
+            RowDots::OnCurve { masks, row_dot } => {
+                check_len("row_dot", shape.row_values(), row_dot.len())?;
+                check_len("masks", shape.kv_heads as usize, masks.len())?;
+                let bins = masks.iter().map(|&mask| {
+                    shape.bin_of(mask).ok_or(CudaError::Shape {
+                        what: "a mask's window",
+                        expected: "that of a span on the curve",
+                        got: mask.window as usize,
+                    })
+                });
+                Ok(Self::OnCurve {
+                    own_bins: gpu.upload(&bins.collect::<Result<Vec<u32>>>()?)?,
+                    row_dot,
+                })
+            }
+        }
+    }
+
+    fn row_dot(&self) -> &Buffer<f32> {
+        match self {
+            Self::Given(row_dot) => row_dot,
+            Self::OnCurve { row_dot, .. } => row_dot,
+        }
     }
 }
 
@@ -270,7 +359,7 @@ pub(crate) fn shared_bytes(head_dim: u32) -> u32 {
     2 * (INFLUENCE_CONSUMERS + stages) * operand_bytes(head_dim) + 16 * stages + 8 + 1024
 }
 
-/// Cuts the work into launches whose partial sums fit into `limit` float4, and says how many the largest needs.
+/// Cuts the work into launches of at most `limit` bins where that can be, and says how many the largest has.
 pub(crate) fn cut(shape: &InfluenceShape, limit: u64) -> (Vec<Part>, u64) {
     let slots = shape.gqa_group() * shape.bins();
     let whole = shape.slot_bins(slots);
@@ -362,16 +451,32 @@ mod tests {
                     }
                 }
                 assert!(seen.iter().all(|&count| count == 1));
-                assert!(largest <= limit.max(4 * u64::from(INFLUENCE_CONSUMERS * shape.bins())));
+                assert!(largest <= limit.max(u64::from(INFLUENCE_CONSUMERS * shape.bins())));
             }
         }
     }
 
     #[test]
-    fn a_layer_of_32_heads_at_8192_needs_one_launch_and_less_than_64_mib() {
-        let (parts, largest) = cut(&shape(32, 32, 8192), (48 << 20) / 16);
-        assert_eq!(parts.len(), 1);
-        assert!(largest * 16 < 64 << 20);
+    fn a_layer_of_32_heads_at_8192_needs_two_launches_in_64_mib() {
+        let (parts, largest) = cut(&shape(32, 32, 8192), (64 << 20) / 256);
+        assert_eq!(parts.len(), 2);
+        assert!(largest * 256 < 33 << 20);
+    }
+
+    #[test]
+    fn a_mask_lies_on_the_curve_where_some_span_hides_as_much() {
+        let shape = shape(2, 2, 300);
+        let of = |sink, window| shape.bin_of(HeadMask { sink, window });
+        assert_eq!(shape.bins(), 5);
+        assert_eq!(of(64, 64), Some(1));
+        assert_eq!(of(64, 192), Some(3));
+        // Whatever sees everything has the last bin, on the grid or not.
+        for (sink, window) in [(64, 256), (0, 300), (300, 1), (7, 400), (64, u32::MAX)] {
+            assert_eq!(of(sink, window), Some(4), "{sink} {window}");
+        }
+        for (sink, window) in [(64, 1), (64, 63), (64, 65), (0, 64), (128, 128)] {
+            assert_eq!(of(sink, window), None, "{sink} {window}");
+        }
     }
 
     #[test]

@@ -80,8 +80,9 @@ impl InfluenceEntries {
             element: T::TYPE,
         };
         let module = gpu.module(Kernel::InfluenceEntries, config)?;
-        let (parts, float4s) = cut(&shape, workspace_bytes as u64 / 16);
-        let floats = usize::try_from(float4s * 4).map_err(|_too_large| CudaError::OutOfMemory {
+        // A bin has a float4 for each of four warps.
+        let (parts, bins) = cut(&shape, workspace_bytes as u64 / 64);
+        let floats = usize::try_from(bins * 16).map_err(|_too_large| CudaError::OutOfMemory {
             doing: "allocating influence's workspace",
         })?;
         let bytes = shared_bytes(shape.head_dim);

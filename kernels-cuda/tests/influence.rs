@@ -11,7 +11,8 @@
 mod twin;
 
 use half::{bf16, f16};
-use moa_kernels::{Gpu, Influence, InfluenceInputs, InfluenceShape, Layout};
+use moa_kernels::{CudaError, Gpu, Influence, InfluenceInputs, InfluenceShape, Layout, RowDots};
+use moa_mask::HeadMask;
 use moa_reference::compare::{Comparison, Tolerance, compare};
 use twin::{Layer, Value, shape};
 
@@ -21,8 +22,18 @@ fn gpu() -> Gpu {
     Gpu::open(0, None).unwrap()
 }
 
-/// The kernel's curves; its workspace is full of NaN before the launch.
+/// The kernel's curves with the layer's D; its workspace is full of NaN before the launch.
 fn on_device<T: Value>(gpu: &Gpu, layer: &Layer<T>, workspace_bytes: usize) -> Vec<f64> {
+    let row_dot = gpu.upload(&layer.padded_row_dot()).unwrap();
+    curves_with(gpu, layer, workspace_bytes, RowDots::Given(&row_dot)).unwrap()
+}
+
+fn curves_with<T: Value>(
+    gpu: &Gpu,
+    layer: &Layer<T>,
+    workspace_bytes: usize,
+    dots: RowDots<'_>,
+) -> moa_kernels::Result<Vec<f64>> {
     let mut kernel = Influence::new::<T>(gpu, layer.shape, workspace_bytes).unwrap();
     let poison = vec![f32::NAN; kernel.workspace_mut().len()];
     gpu.write(kernel.workspace_mut(), 0, &poison).unwrap();
@@ -31,17 +42,15 @@ fn on_device<T: Value>(gpu: &Gpu, layer: &Layer<T>, workspace_bytes: usize) -> V
     let (heads, kv_heads) = (layer.shape.heads, layer.shape.kv_heads);
     let (q, k) = (upload(&layer.q, heads), upload(&layer.k, kv_heads));
     let (v, grad_out) = (upload(&layer.v, kv_heads), upload(&layer.grad_out, heads));
-    let row_dot = gpu.upload(&layer.padded_row_dot()).unwrap();
     let inputs = InfluenceInputs {
         q: &q,
         k: &k,
         v: &v,
         grad_out: &grad_out,
-        row_dot: &row_dot,
         softmax_scale: layer.softmax_scale,
     };
-    kernel.add(gpu, &inputs, &mut curves).unwrap();
-    gpu.download(&curves).unwrap()
+    kernel.add(gpu, &inputs, dots, &mut curves)?;
+    gpu.download(&curves)
 }
 
 /// Each phi's curves against the twin's; an error is measured in parts of the largest value of |phi|'s curves, since signed sums cancel.
@@ -134,6 +143,76 @@ fn logits_of_eighty_and_a_plan_that_is_not_dense() {
         *dot += (row % 7) as f32 * 0.1 - 0.3;
     }
     assert_parity(&gpu, &layer, WORKSPACE, PART);
+}
+
+/// Masks that hide what spans of the curves hide: the walk has their D itself.
+#[test]
+#[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
+fn masks_on_the_curve_need_no_other_pass() {
+    let gpu = gpu();
+    let of = |window| HeadMask { sink: 64, window };
+    for (seed, (shape, masks)) in [
+        (shape(4, 2, 900, 128, 64), [HeadMask::DENSE; 2]),
+        (shape(4, 2, 900, 128, 64), [of(64), of(448)]),
+        (shape(6, 2, 321, 64, 64), [of(192), HeadMask::DENSE]),
+        (
+            shape(2, 2, 450, 64, 0),
+            [64, 256].map(|window| HeadMask { sink: 0, window }),
+        ),
+        (
+            shape(2, 2, 450, 16, 192),
+            [64, 128].map(|window| HeadMask { sink: 192, window }),
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut layer = Layer::<bf16>::random(shape, 2.0, seed as u64);
+        layer.fill_row_dot_under(&masks);
+        for workspace in [WORKSPACE, 100_000] {
+            let poison = vec![f32::NAN; shape.row_values()];
+            let mut row_dot = gpu.upload(&poison).unwrap();
+            let dots = RowDots::OnCurve {
+                masks: &masks,
+                row_dot: &mut row_dot,
+            };
+            let curves = curves_with(&gpu, &layer, workspace, dots).unwrap();
+            for (phi, (relative, result)) in check(shape, &curves, &layer.curves(0), PART)
+                .iter()
+                .enumerate()
+            {
+                println!("{shape:?} {masks:?} phi {phi}: {relative:.2e} of the largest value");
+                let _ = result.assert(&format!("{shape:?} {masks:?} phi {phi}"));
+            }
+            let mut expected = layer.padded_row_dot();
+            for (row, dot) in expected.iter_mut().enumerate() {
+                if row % shape.rows() as usize >= shape.len as usize {
+                    *dot = 0.0;
+                }
+            }
+            let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+            let actual = gpu.download(&row_dot).unwrap();
+            let tolerance = Tolerance::of_largest(1e-5, &expected);
+            let error = compare(&actual, &expected, tolerance).assert("D");
+            println!("{shape:?} {masks:?}: D differs by {error:.2e}");
+            // Staying costs nothing, to the last bit.
+            let bins = shape.bins() as usize;
+            for (kv_head, &mask) in masks.iter().enumerate() {
+                let own = shape.bin_of(mask).unwrap() as usize;
+                assert_eq!(curves[(kv_head * 3 + 1) * bins + own], 0.0);
+                assert!(own == 0 || curves[(kv_head * 3 + 1) * bins + own - 1] > 0.0);
+            }
+        }
+    }
+    let shape = shape(2, 1, 300, 64, 64);
+    let layer = Layer::<bf16>::random(shape, 1.0, 3);
+    let mut row_dot = gpu.zeros(shape.row_values()).unwrap();
+    let dots = RowDots::OnCurve {
+        masks: &[of(65)],
+        row_dot: &mut row_dot,
+    };
+    let refused = curves_with(&gpu, &layer, WORKSPACE, dots).unwrap_err();
+    assert!(matches!(refused, CudaError::Shape { .. }), "{refused}");
 }
 
 #[test]

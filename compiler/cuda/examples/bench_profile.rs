@@ -14,50 +14,38 @@ use std::time::Instant;
 
 use moa_cuda::{Gpu, Stage};
 use moa_format::{Family, ModelConfig, RopeConfig};
-use moa_lm::{Lm, ProfileOptions, Sample, WeightError, WeightSource};
+use moa_lm::{Lm, ProfileOptions, Sample, WeightSource, WeightsFrom};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// A block of random values, over and over.
-struct Random {
-    config: ModelConfig,
-    block: Vec<f32>,
-}
-
-impl Random {
-    fn new(config: ModelConfig) -> Self {
-        let mut state = 1u32;
-        let block = (0..(1 << 22) + 3)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                f32::from(u16::try_from(state >> 16).unwrap_or(0)) / 32768.0 - 1.0
-            })
-            .collect();
-        Self { config, block }
-    }
-}
-
-impl WeightSource for Random {
-    fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
-    fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, WeightError> {
-        let specs = moa_format::tensors(&self.config);
-        let spec = specs.iter().find(|spec| spec.name == name);
-        let spec = spec.ok_or_else(|| WeightError::new(name, "no such tensor"))?;
-        let len = usize::try_from(spec.len()).map_err(|error| WeightError::new(name, error))?;
-        if name.contains("norm") {
-            return Ok(vec![1.0; len]);
-        }
-        let scale = 1.7 / (spec.cols as f32).sqrt();
-        let block: Vec<f32> = self.block.iter().map(|x| x * scale).collect();
-        let mut values = Vec::with_capacity(len);
-        while values.len() < len {
-            values.extend_from_slice(&block[..block.len().min(len - values.len())]);
-        }
-        Ok(values)
-    }
+fn random(config: ModelConfig) -> impl WeightSource {
+    let mut state = 1u32;
+    let block: Vec<f32> = (0..(1 << 22) + 3)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f32::from(u16::try_from(state >> 16).unwrap_or(0)) / 32768.0 - 1.0
+        })
+        .collect();
+    let specs = moa_format::tensors(&config);
+    WeightsFrom::new(
+        config,
+        move |name: &str| -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+            let spec = specs.iter().find(|spec| spec.name == name);
+            let spec = spec.ok_or("no such tensor")?;
+            let len = usize::try_from(spec.len())?;
+            if name.contains("norm") {
+                return Ok(vec![1.0; len]);
+            }
+            let scale = 1.7 / (spec.cols as f32).sqrt();
+            let block: Vec<f32> = block.iter().map(|x| x * scale).collect();
+            let mut values = Vec::with_capacity(len);
+            while values.len() < len {
+                values.extend_from_slice(&block[..block.len().min(len - values.len())]);
+            }
+            Ok(values)
+        },
+    )
 }
 
 fn config(sizes: [u32; 8], theta: f64, tied: bool) -> ModelConfig {
@@ -126,7 +114,7 @@ fn run(name: &str, config: ModelConfig, lengths: &[u32], samples: u32) -> Outcom
         .map(|spec| spec.len() * 2)
         .sum();
     let start = Instant::now();
-    let lm = Lm::load(device, &Random::new(config), &())?;
+    let lm = Lm::load(device, &random(config), &())?;
     println!("loaded in {:.1} s", start.elapsed().as_secs_f64());
     let sample = |len: u32, seed: u32| {
         let ids = (0..len)
@@ -135,41 +123,50 @@ fn run(name: &str, config: ModelConfig, lengths: &[u32], samples: u32) -> Outcom
         Sample::new(ids, len - len / 4)
     };
     // Kernels are compiled, and algorithms chosen, before anything is timed.
-    lm.influence(&sample(512, 99), &ProfileOptions::default(), &())?;
-    print!("| N | samples | wall s | busy s |");
+    let of = |per_entry| ProfileOptions {
+        per_entry,
+        ..ProfileOptions::default()
+    };
+    lm.influence(&sample(512, 99), &of(true), &())?;
+    print!("| N | samples | curves | wall s | busy s |");
     Stage::ALL.iter().for_each(|stage| print!(" {stage:?} |"));
     println!(" influence share | peak - weights, GiB |");
-    println!("|{}", "---|".repeat(Stage::ALL.len() + 6));
+    println!("|{}", "---|".repeat(Stage::ALL.len() + 7));
     for &len in lengths {
-        lm.influence(&sample(len, 98), &ProfileOptions::default(), &())?;
-        lm.device().peak_bytes()?;
-        let start = Instant::now();
-        for seed in 0..samples {
-            lm.influence(&sample(len, seed), &ProfileOptions::default(), &())?;
+        for (options, curves) in [(of(false), "joint"), (of(true), "joint, per-entry")] {
+            lm.influence(&sample(len, 98), &options, &())?;
+            lm.device().peak_bytes()?;
+            let start = Instant::now();
+            for seed in 0..samples {
+                lm.influence(&sample(len, seed), &options, &())?;
+            }
+            let wall = start.elapsed().as_secs_f64();
+            let peak = lm.device().peak_bytes()?;
+            // Measured apart, since events cost time on the host.
+            lm.device().start_stages();
+            for seed in 0..samples {
+                lm.influence(&sample(len, seed), &options, &())?;
+            }
+            let stages = lm.device().stop_stages()?;
+            let busy: f64 = stages.iter().map(|(_, ms)| ms).sum();
+            let influence: f64 = stages
+                .iter()
+                .filter(|(stage, _)| *stage == Stage::Influence)
+                .map(|(_, ms)| ms)
+                .sum();
+            print!(
+                "| {len} | {samples} | {curves} | {wall:.3} | {:.3} |",
+                busy / 1e3
+            );
+            for (_, ms) in &stages {
+                print!(" {:.3} |", ms / 1e3);
+            }
+            println!(
+                " {:.3} | {:.2} |",
+                influence / busy,
+                (peak.saturating_sub(weights)) as f64 / f64::from(1 << 30)
+            );
         }
-        let wall = start.elapsed().as_secs_f64();
-        let peak = lm.device().peak_bytes()?;
-        // Measured apart, since events cost time on the host.
-        lm.device().start_stages();
-        for seed in 0..samples {
-            lm.influence(&sample(len, seed), &ProfileOptions::default(), &())?;
-        }
-        let stages = lm.device().stop_stages()?;
-        let busy: f64 = stages.iter().map(|(_, ms)| ms).sum();
-        let influence: f64 = stages
-            .iter()
-            .filter(|(stage, _)| *stage == Stage::Influence)
-            .map(|(_, ms)| ms)
-            .sum();
-        print!("| {len} | {samples} | {wall:.3} | {:.3} |", busy / 1e3);
-        for (_, ms) in &stages {
-            print!(" {:.3} |", ms / 1e3);
-        }
-        println!(
-            " {:.3} | {:.2} |",
-            influence / busy,
-            (peak.saturating_sub(weights)) as f64 / f64::from(1 << 30)
-        );
     }
     Ok(())
 }

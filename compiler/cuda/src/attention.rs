@@ -7,8 +7,8 @@ use std::fmt;
 
 use moa_kernels::{
     Attention, AttentionGradients as GradientsOut, AttentionShape as KernelShape, Buffer, Cache,
-    CacheShape, CudaError, Element, EntryInputs, EntryMaps, Influence, InfluenceEntries,
-    InfluenceInputs, InfluenceShape, Layout, Result, RowStatistics,
+    CacheSlots, CudaError, Element, EntryInputs, EntryMaps, HeadShape, Influence, InfluenceEntries,
+    InfluenceInputs, InfluenceShape, Layout, RequestSlots, Result, RowDots,
 };
 use moa_lm::{
     Attended, AttentionBackward, AttentionGradients, AttentionShape, KvCache, LayerInfluence,
@@ -21,8 +21,8 @@ use crate::stages::Stage;
 
 /// Step of spans and side of blocks that the kernels know.
 const BLOCK: u32 = 64;
-/// Room for the partial sums of one launch of influence: a layer of 32 heads at 8192 tokens at once.
-const WORKSPACE_BYTES: usize = 48 << 20;
+/// Room for the means of one launch of influence: a layer of 32 heads at 8192 tokens at once.
+const WORKSPACE_BYTES: usize = 66 << 20;
 
 /// A size that must be a whole number of 32 bits.
 fn size(what: &'static str, value: usize) -> Result<u32> {
@@ -53,6 +53,7 @@ struct Layer<'a, T> {
     v: &'a Buffer<T>,
     d_o: &'a Buffer<T>,
     softmax_scale: f32,
+    per_entry: bool,
     maps: bool,
 }
 
@@ -76,6 +77,7 @@ impl<'a, T: Element> Layer<'a, T> {
             v: inputs.projected.v.working()?,
             d_o: inputs.d_o.working()?,
             softmax_scale: shape.softmax_scale(),
+            per_entry: inputs.per_entry || inputs.blocks.is_some(),
             maps: inputs.blocks.is_some(),
         })
     }
@@ -121,7 +123,7 @@ fn check_grid(grid: MaskGrid, blocks: Option<usize>) -> Result<()> {
 /// A layer's cost of spans, still on the device.
 struct Costs {
     joint: Buffer<f64>,
-    shown: Buffer<f64>,
+    shown: Option<Buffer<f64>>,
     maps: Option<EntryMaps>,
 }
 
@@ -134,7 +136,7 @@ impl<T: Element + fmt::Debug + Send + Sync> Cuda<T> {
         cache: Option<&KvCache<Values<T>>>,
     ) -> moa_lm::Result<Attended<Values<T>>> {
         self.run(Stage::Attention, || {
-            let gpu = &self.gpu;
+            let gpu = &*self.gpu;
             let q = projected.q.working()?;
             let (k, v) = (projected.k.working()?, projected.v.working()?);
             let past = match cache {
@@ -188,13 +190,14 @@ impl<T: Element + fmt::Debug + Send + Sync> Cuda<T> {
             .zip(&cache.slot_offsets)
             .map(|((&mask, &layout), &offset)| Ok((mask, layout, size("a slot", offset)?)))
             .collect::<Result<Vec<_>>>()?;
-        let sizes = CacheShape {
-            requests: 1,
-            kv_heads: shape.kv_heads,
-            head_dim: shape.head_dim,
-            slots: cache.k.working()?.len() / shape.head_dim,
+        let sizes = HeadShape {
+            heads: size("heads", shape.heads)?,
+            kv_heads: size("kv_heads", shape.kv_heads)?,
+            head_dim: size("head_dim", shape.head_dim)?,
         };
-        Cache::new(&self.gpu, sizes, &heads)
+        let slots = cache.k.working()?.len() / shape.head_dim;
+        let slots = CacheSlots::new(&self.gpu, sizes, &[RequestSlots { heads }], slots)?;
+        Cache::new(&self.gpu, slots)
     }
 
     pub(crate) fn keep_keys(
@@ -218,14 +221,14 @@ impl<T: Element + fmt::Debug + Send + Sync> Cuda<T> {
         &self,
         inputs: &AttentionBackward<'_, Values<T>>,
     ) -> moa_lm::Result<AttentionGradients<Values<T>>> {
-        let (statistics, costs) = self.run(Stage::Influence, || {
+        let (row_dot, costs) = self.run(Stage::Influence, || {
             let layer = Layer::of(inputs)?;
             self.costs(&layer)
         })?;
         let [d_q, d_k, d_v] = self.run(Stage::AttentionBackward, || {
-            self.gradients(inputs, &statistics)
+            self.gradients(inputs, &row_dot)
         })?;
-        drop(statistics);
+        drop(row_dot);
         let influence = self.run(Stage::Copies, || self.read(inputs, &costs))?;
         Ok(AttentionGradients {
             d_q: Values::Working(d_q),
@@ -235,44 +238,63 @@ impl<T: Element + fmt::Debug + Send + Sync> Cuda<T> {
         })
     }
 
-    /// Statistics of rows, joint curves and per-entry sums. D is that of the masked rows, in f32 from scores that were never rounded.
-    fn costs(&self, layer: &Layer<'_, T>) -> Result<(RowStatistics, Costs)> {
-        let (gpu, shape) = (&self.gpu, layer.shape);
-        let inputs = layer.entry_inputs();
-        let mut entries = InfluenceEntries::new::<T>(gpu, shape, layer.masks, WORKSPACE_BYTES)?;
-        let statistics = entries.rows(gpu, &inputs)?;
-        let bins = shape.bins() as usize;
-        let mut shown = gpu.zeros(shape.kv_heads as usize * bins)?;
-        let mut maps = None;
-        if layer.maps {
-            let cells = shape.heads as usize * bins * bins;
-            maps = Some(EntryMaps {
-                abs: gpu.zeros(cells)?,
-                signed: gpu.zeros(cells)?,
-            });
+    /// D, joint curves and, where they are wanted, per-entry sums. D is that of the masked rows, in f32 from scores that were never rounded: the
+    /// joint curves' own walk gives it where the masks lie on the curves, as a plan's do. Other masks, and per-entry sums, need a pass that
+    /// looks for it.
+    fn costs(&self, layer: &Layer<'_, T>) -> Result<(Buffer<f32>, Costs)> {
+        let (gpu, shape) = (&*self.gpu, layer.shape);
+        let on_curve = layer.masks.iter().all(|&mask| shape.bin_of(mask).is_some());
+        let (mut statistics, mut shown, mut maps) = (None, None, None);
+        if layer.per_entry || !on_curve {
+            let inputs = layer.entry_inputs();
+            let mut entries = InfluenceEntries::new::<T>(gpu, shape, layer.masks, WORKSPACE_BYTES)?;
+            let rows = entries.rows(gpu, &inputs)?;
+            let bins = shape.bins() as usize;
+            if layer.maps {
+                let cells = shape.heads as usize * bins * bins;
+                maps = Some(EntryMaps {
+                    abs: gpu.zeros(cells)?,
+                    signed: gpu.zeros(cells)?,
+                });
+            }
+            if layer.per_entry {
+                let mut sums = gpu.zeros(shape.kv_heads as usize * bins)?;
+                entries.add(gpu, &inputs, &rows, &mut sums, maps.as_mut())?;
+                shown = Some(sums);
+            }
+            statistics = Some(rows);
         }
-        entries.add(gpu, &inputs, &statistics, &mut shown, maps.as_mut())?;
-        drop(entries);
-        let mut joint = gpu.zeros(shape.curve_values())?;
-        let joint_inputs = InfluenceInputs {
+        let inputs = InfluenceInputs {
             q: layer.q,
             k: layer.k,
             v: layer.v,
             grad_out: layer.d_o,
-            row_dot: &statistics.row_dot,
             softmax_scale: layer.softmax_scale,
         };
-        Influence::new::<T>(gpu, shape, WORKSPACE_BYTES)?.add(gpu, &joint_inputs, &mut joint)?;
-        let costs = Costs { joint, shown, maps };
-        Ok((statistics, costs))
+        // The same D whether per-entry sums are wanted or not.
+        let mut row_dot = match statistics {
+            Some(rows) if !on_curve => rows.row_dot,
+            _ => gpu.buffer(shape.row_values())?,
+        };
+        let dots = if on_curve {
+            RowDots::OnCurve {
+                masks: layer.masks,
+                row_dot: &mut row_dot,
+            }
+        } else {
+            RowDots::Given(&row_dot)
+        };
+        let mut joint = gpu.zeros(shape.curve_values())?;
+        Influence::new::<T>(gpu, shape, WORKSPACE_BYTES)?.add(gpu, &inputs, dots, &mut joint)?;
+        Ok((row_dot, Costs { joint, shown, maps }))
     }
 
     fn gradients(
         &self,
         inputs: &AttentionBackward<'_, Values<T>>,
-        statistics: &RowStatistics,
+        row_dot: &Buffer<f32>,
     ) -> Result<[Buffer<T>; 3]> {
-        let gpu = &self.gpu;
+        let gpu = &*self.gpu;
         let (q, k) = (inputs.projected.q.working()?, inputs.projected.k.working()?);
         let (v, d_o) = (inputs.projected.v.working()?, inputs.d_o.working()?);
         let sizes = kernel_shape(inputs.shape, q.len() / inputs.shape.q_dim(), 0)?;
@@ -284,7 +306,7 @@ impl<T: Element + fmt::Debug + Send + Sync> Cuda<T> {
             k: &mut d_k,
             v: &mut d_v,
         };
-        let (lse, row_dot) = (&statistics.lse, &statistics.row_dot);
+        let lse = inputs.lse.full()?;
         let scale = inputs.shape.softmax_scale();
         attention.backward(gpu, q, k, v, d_o, lse, row_dot, scale, out)?;
         Ok([d_q, d_k, d_v])
@@ -297,8 +319,11 @@ impl<T: Element + fmt::Debug + Send + Sync> Cuda<T> {
         costs: &Costs,
     ) -> Result<LayerInfluence> {
         let joint = self.gpu.download(&costs.joint)?;
-        let mut per_entry = self.gpu.download(&costs.shown)?;
-        let bins = per_entry.len() / inputs.shape.kv_heads;
+        let bins = joint.len() / (3 * inputs.shape.kv_heads);
+        let mut per_entry = match &costs.shown {
+            None => Vec::new(),
+            Some(shown) => self.gpu.download(shown)?,
+        };
         for curve in per_entry.chunks_exact_mut(bins) {
             // What a span hides: all that later spans are the first to show.
             let mut hidden = 0.0;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use moa_kernels::{
     Buffer, CudaError, Element, ElementType, Gpu, Kernel, Losses, Matmul, MatmulShape, Result,
@@ -30,7 +31,7 @@ pub enum Values<T> {
 
 /// A GPU with kernels for one 16-bit type.
 pub struct Cuda<T> {
-    pub(crate) gpu: Gpu,
+    pub(crate) gpu: Arc<Gpu>,
     rows: Rows<T>,
     losses: Losses<T>,
     matmul: Matmul,
@@ -106,7 +107,14 @@ impl<T: Element + fmt::Debug + Send + Sync> Cuda<T> {
     /// Whatever is missing, too old or too full: [`CudaError::NoDriver`], [`CudaError::OldDriver`], [`CudaError::NoDevice`],
     /// [`CudaError::Capability`], [`CudaError::NoCompiler`], [`CudaError::NoBlas`], [`CudaError::OutOfMemory`] and the driver's others.
     pub fn open(cache: Option<&Path>) -> Result<Self> {
-        let gpu = Gpu::open(0, cache)?;
+        Self::on(Arc::new(Gpu::open(0, cache)?))
+    }
+
+    /// A device on a GPU that is open already: whatever is computed there shares its stream, its memory and its compiled kernels.
+    ///
+    /// # Errors
+    /// See [`open`](Self::open).
+    pub fn on(gpu: Arc<Gpu>) -> Result<Self> {
         gpu.check_capability(Kernel::AttentionPrefill)?;
         Ok(Self {
             rows: Rows::new(&gpu)?,
@@ -115,6 +123,11 @@ impl<T: Element + fmt::Debug + Send + Sync> Cuda<T> {
             gpu,
             recorder: Recorder::default(),
         })
+    }
+
+    /// The GPU, for whoever computes on it too.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
     }
 
     /// The most bytes of device memory that were in use at once since the last call of this function, weights included.

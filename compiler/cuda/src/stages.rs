@@ -17,7 +17,7 @@ pub enum Stage {
     Attention,
     /// Gradients of attention.
     AttentionBackward,
-    /// Row statistics and the costs of spans.
+    /// The costs of spans.
     Influence,
     /// Losses with their gradients.
     Losses,

@@ -142,14 +142,16 @@ pub struct AttentionBackward<'a, B> {
     pub d_o: &'a B,
     /// The spans whose costs are wanted.
     pub grid: MaskGrid,
-    /// Side of the blocks of influence maps, if maps are wanted.
+    /// Whether per-entry costs are wanted beside joint ones; maps imply it.
+    pub per_entry: bool,
+    /// Side of the blocks of per-entry maps, if maps are wanted.
     pub blocks: Option<usize>,
 }
 
 /// One layer's share of an [`Influence`](crate::Influence).
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerInfluence {
-    /// `[kv_head, bin]` for each estimator.
+    /// `[kv_head, bin]` for each estimator; [`Estimator::PerEntry`]'s is empty if nobody asked.
     pub curves: [Vec<f64>; Estimator::ALL.len()],
     /// Sums of magnitudes by blocks, `[head, side, side]`; empty if not asked for.
     pub abs: Vec<f64>,

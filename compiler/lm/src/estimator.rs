@@ -4,7 +4,7 @@ use std::fmt;
 
 use moa_mask::{MaskGrid, ModelMasks};
 
-/// How the influence of hidden keys is summed. All five come out of one pass.
+/// How the influence of hidden keys is summed. The joint ones come out of one pass; per-entry costs are a pass of their own on some devices.
 ///
 /// With A the attention row, g = dL/dA and D = sum of A g: hiding one entry changes the loss by
 /// `A (D - g) / (1 - A)` to first order; keeping only the keys of a set K by
@@ -87,6 +87,8 @@ pub struct ProfileOptions<'a> {
     /// What logits are divided by before the loss; 1 if absent. Where an answer is certain its cross entropy has no slope
     /// left, whatever the heads that found it are worth: above 1 they are heard.
     pub temperature: Option<f64>,
+    /// Whether [`Estimator::PerEntry`] is wanted beside the joint estimators; maps imply it.
+    pub per_entry: bool,
     /// Side in tokens of the blocks of per-entry influence maps; no maps if absent.
     pub blocks: Option<u32>,
 }
@@ -104,14 +106,14 @@ pub struct Influence {
     pub bins: usize,
     /// `[layer, kv_head, bin]` for each of [`Estimator::ALL`]. Bin s is the cost of the span
     /// `block * (s + 1)`, its window being `max(span - sink, 1)`, summed over rows and over the query heads
-    /// that share the KV head.
+    /// that share the KV head. [`Estimator::PerEntry`]'s is empty if nobody asked.
     pub curves: [Vec<f64>; Estimator::ALL.len()],
     /// Per-entry influence by blocks, if it was asked for.
     pub maps: Option<BlockMaps>,
 }
 
 impl Influence {
-    /// The curves of one estimator, `[layer, kv_head, bin]`.
+    /// The curves of one estimator, `[layer, kv_head, bin]`; empty if nobody asked.
     pub fn curve(&self, estimator: Estimator) -> &[f64] {
         &self.curves[estimator.index()]
     }

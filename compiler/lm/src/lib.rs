@@ -44,4 +44,4 @@ pub use observer::{Observer, Phase, Step};
 pub use sample::{Sample, Targets};
 pub use sampler::{Sampler, SamplerOptions, argmax};
 pub use session::Session;
-pub use weights::WeightSource;
+pub use weights::{WeightSource, WeightsFrom};

@@ -110,6 +110,7 @@ impl<D: Device> Lm<D> {
             lse: &lse,
             d_o: &d_o,
             grid: options.grid,
+            per_entry: options.per_entry,
             blocks: options.blocks.map(|block| block as usize),
         })?;
         drop((qkv, d_o, lse));

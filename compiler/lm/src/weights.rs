@@ -17,6 +17,34 @@ pub trait WeightSource {
     fn tensor_f32(&self, name: &str) -> std::result::Result<Vec<f32>, WeightError>;
 }
 
+/// A source that is a function from names to tensors: a checkpoint's, or made up.
+#[derive(Debug)]
+pub struct WeightsFrom<F> {
+    config: ModelConfig,
+    read: F,
+}
+
+impl<F> WeightsFrom<F> {
+    /// A model of this shape whose tensors `read` gives.
+    pub const fn new(config: ModelConfig, read: F) -> Self {
+        Self { config, read }
+    }
+}
+
+impl<F, E> WeightSource for WeightsFrom<F>
+where
+    F: Fn(&str) -> std::result::Result<Vec<f32>, E>,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn tensor_f32(&self, name: &str) -> std::result::Result<Vec<f32>, WeightError> {
+        (self.read)(name).map_err(|error| WeightError::new(name, error))
+    }
+}
+
 /// One layer's weights on a device.
 #[derive(Debug)]
 pub(crate) struct LayerWeights<B> {

@@ -4,15 +4,19 @@ use serde_json::json;
 
 use crate::cli::Profile;
 use crate::files::{sibling, write_atomic};
-use crate::pipeline;
+use crate::pipeline::{self, Wanted};
 use crate::printer::Printer;
 
 pub(crate) fn run(args: &Profile, printer: &Printer) -> anyhow::Result<()> {
     let work = sibling(&args.out, "moa-work");
     let opened = pipeline::open(&args.model, &args.profile, printer)?;
     let context = opened.source.config().max_context;
-    let mut curves =
-        pipeline::profile(&opened, &args.profile, context, args.blocks, &work, printer)?;
+    // A profile is kept for whichever estimator is asked of it later.
+    let wanted = Wanted {
+        per_entry: true,
+        blocks: args.blocks,
+    };
+    let mut curves = pipeline::profile(&opened, &args.profile, context, wanted, &work, printer)?;
     let estimator = moa_lm::Estimator::from(args.estimator);
     curves
         .metadata

@@ -49,7 +49,7 @@ pub(crate) enum CurveError {
 pub(crate) struct KindCurves {
     /// Samples summed.
     pub(crate) samples: u32,
-    /// Mean cost over samples, `[estimator][layer * kv_head * bin]`, in the order of [`Estimator::ALL`].
+    /// Mean cost over samples, `[estimator][layer * kv_head * bin]`, in the order of [`Estimator::ALL`]; empty for one that was not profiled.
     pub(crate) mean: Vec<Vec<f64>>,
 }
 
@@ -88,7 +88,30 @@ const FILE_LIMIT: u64 = 4 << 30;
 impl Curves {
     /// Reads a file; `refusal` is what is said where it is no profile.
     pub(crate) fn from_file(path: &Path, refusal: impl FnOnce() -> Told) -> anyhow::Result<Self> {
-        Self::from_bytes(&read_bounded(path, FILE_LIMIT)?).with_context(refusal)
+        let curves = Self::from_bytes(&read_bounded(path, FILE_LIMIT)?);
+        curves.and_then(Self::whole).with_context(refusal)
+    }
+
+    /// Refuses what is only a sample, without the curves of some estimator.
+    fn whole(self) -> Result<Self, CurveError> {
+        let missing = Estimator::ALL
+            .into_iter()
+            .find(|&estimator| !self.has(estimator));
+        match missing {
+            None => Ok(self),
+            Some(estimator) => Err(CurveError::Missing {
+                what: format!("curves of {estimator}"),
+            }),
+        }
+    }
+
+    /// Whether an estimator was profiled.
+    pub(crate) fn has(&self, estimator: Estimator) -> bool {
+        let mut kinds = self
+            .lengths
+            .values()
+            .flat_map(|length| length.kinds.values());
+        kinds.all(|kind| !kind.mean[estimator.index()].is_empty())
     }
 
     /// A profile at one length: kinds by their curves, the same for every estimator.
@@ -167,6 +190,9 @@ impl Curves {
             let shape = vec![self.layers, self.kv_heads, self.bins(context)];
             let values = shape.iter().product();
             for (index, estimator) in Estimator::ALL.into_iter().enumerate() {
+                if !self.has(estimator) {
+                    continue;
+                }
                 let mean = self.mean(length, index, values);
                 if estimator == chosen {
                     push(format!("curve.{context}"), shape.clone(), &mean);
@@ -277,6 +303,11 @@ impl Curves {
                 let mut mean = Vec::new();
                 for estimator in Estimator::ALL {
                     let name = format!("kind.{kind}.{}.{context}", estimator.name());
+                    // The one that samples of other estimators go without.
+                    if estimator == Estimator::PerEntry && file.tensor(&name).is_err() {
+                        mean.push(Vec::new());
+                        continue;
+                    }
                     mean.push(curves.read(&file, &name, context)?);
                 }
                 length.kinds.insert(
@@ -446,6 +477,22 @@ mod tests {
                 ("seed".to_owned(), "7".to_owned()),
             ]),
         }
+    }
+
+    #[test]
+    fn a_sample_may_lack_per_entry_costs_and_a_profile_may_not() {
+        let mut sample = example();
+        for kind in sample.lengths.get_mut(&37).unwrap().kinds.values_mut() {
+            kind.mean[Estimator::PerEntry.index()].clear();
+        }
+        let read = Curves::from_bytes(&sample.to_bytes().unwrap()).unwrap();
+        assert!(!read.has(Estimator::PerEntry) && read.has(Estimator::JointSquare));
+        let mut sum = read.clone();
+        sum.merge(read.clone());
+        assert!(!sum.has(Estimator::PerEntry));
+        let refused = read.whole().unwrap_err();
+        assert!(refused.to_string().contains("per-entry"), "{refused}");
+        assert!(example().whole().is_ok());
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use moa_format::{Plan, sha256_hex};
-use moa_lm::{Estimator, LmError, LossKind, ProfileOptions};
+use moa_format::{ModelConfig, Plan, sha256_hex};
+use moa_lm::{Estimator, Influence, LmError, LossKind, Observer, ProfileOptions};
 use moa_mask::{MaskGrid, ModelMasks};
 
 use super::costs::is_text;
@@ -21,7 +21,7 @@ use crate::hint::Told;
 use crate::printer::Printer;
 
 /// Changes whenever a sample's numbers would.
-const CACHE_VERSION: u32 = 1;
+const CACHE_VERSION: u32 = 2;
 const SAMPLE_LIMIT: u64 = 2 << 30;
 
 /// What every sample is measured with.
@@ -31,6 +31,8 @@ pub(crate) struct ProfileSpec {
     pub(crate) loss: LossKind,
     /// Profile the model as masked by this plan.
     pub(crate) at: Option<Plan>,
+    /// Whether [`Estimator::PerEntry`] is wanted beside the joint estimators: on a GPU it takes more than they do.
+    pub(crate) per_entry: bool,
     /// Side of the blocks of per-entry maps, in tokens.
     pub(crate) blocks: Option<u32>,
     /// What logits are divided by where an answer carries the loss; texts stay as they are.
@@ -45,9 +47,36 @@ impl ProfileSpec {
     }
 }
 
+/// What a profile asks of a model, wherever it lies.
+pub(crate) trait Profiled {
+    fn config(&self) -> &ModelConfig;
+
+    fn influence(
+        &self,
+        sample: &moa_lm::Sample,
+        options: &ProfileOptions<'_>,
+        observer: &dyn Observer,
+    ) -> moa_lm::Result<Influence>;
+}
+
+impl Profiled for Model {
+    fn config(&self) -> &ModelConfig {
+        on!(self, lm => lm.config())
+    }
+
+    fn influence(
+        &self,
+        sample: &moa_lm::Sample,
+        options: &ProfileOptions<'_>,
+        observer: &dyn Observer,
+    ) -> moa_lm::Result<Influence> {
+        on!(self, lm => lm.influence(sample, options, observer))
+    }
+}
+
 /// A model with a place to remember samples.
 pub(crate) struct Profiler<'a> {
-    pub(crate) lm: &'a Model,
+    pub(crate) lm: &'a dyn Profiled,
     pub(crate) work: &'a Path,
     pub(crate) printer: &'a Printer,
     pub(crate) cancel: &'a AtomicBool,
@@ -82,7 +111,7 @@ impl Profiler<'_> {
             ));
         }
         let bar = self.printer.bar("profiling", total as u64);
-        let config = on!(self.lm, lm => lm.config());
+        let config = self.lm.config();
         let mut curves = Curves {
             layers: config.layers as usize,
             kv_heads: config.kv_heads as usize,
@@ -110,7 +139,7 @@ impl Profiler<'_> {
     }
 
     fn sample(&self, context: u32, sample: &Sample, spec: &ProfileSpec) -> anyhow::Result<Curves> {
-        let config = on!(self.lm, lm => lm.config());
+        let config = self.lm.config();
         let masks: Option<ModelMasks> = spec
             .at
             .as_ref()
@@ -120,12 +149,13 @@ impl Profiler<'_> {
             grid: spec.grid,
             at: masks.as_ref(),
             loss: spec.loss,
+            per_entry: spec.per_entry,
             blocks: spec.blocks,
             temperature: spec.temperature_of(sample),
         };
         let start = u32::try_from(sample.response_start)?;
         let input = moa_lm::Sample::new(sample.ids.clone(), start);
-        let influence = match on!(self.lm, lm => lm.influence(&input, &options, self.cancel)) {
+        let influence = match self.lm.influence(&input, &options, self.cancel) {
             Ok(influence) => influence,
             Err(LmError::Cancelled) => {
                 return Err(Told::new(
@@ -189,11 +219,12 @@ fn widen(curves: &[f64], heads: usize, bins: usize) -> Vec<f64> {
 fn key(context: u32, sample: &Sample, spec: &ProfileSpec) -> String {
     let at = spec.at.as_ref().map(Plan::hash).unwrap_or_default();
     let mut text = format!(
-        "{CACHE_VERSION} {} {context} {} {} {:?} {at} {:?} {} {}",
+        "{CACHE_VERSION} {} {context} {} {} {:?} {at} {} {:?} {} {}",
         spec.source_sha256,
         spec.grid.sink(),
         spec.grid.block(),
         spec.loss,
+        spec.per_entry,
         spec.blocks,
         sample.kind,
         sample.response_start,
@@ -206,6 +237,9 @@ fn key(context: u32, sample: &Sample, spec: &ProfileSpec) -> String {
     }
     sha256_hex(text.as_bytes())
 }
+
+#[cfg(test)]
+mod resume_tests;
 
 #[cfg(test)]
 mod tests {
@@ -231,6 +265,7 @@ mod tests {
             grid: MaskGrid::default(),
             loss: LossKind::CrossEntropy,
             at: None,
+            per_entry: false,
             blocks: None,
             temperature: None,
             source_sha256: "00".into(),
@@ -278,6 +313,17 @@ mod tests {
                 &sample,
                 &ProfileSpec {
                     temperature: Some(2.0),
+                    ..spec.clone()
+                }
+            )
+        );
+        assert_ne!(
+            base,
+            key(
+                64,
+                &sample,
+                &ProfileSpec {
+                    per_entry: true,
                     ..spec.clone()
                 }
             )

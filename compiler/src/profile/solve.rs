@@ -115,6 +115,13 @@ pub(crate) fn check_budgets(
 /// Chooses one rule per KV head.
 pub(crate) fn solve(curves: &Curves, spec: &SolveSpec) -> anyhow::Result<(Plan, SolveReport)> {
     spec.check()?;
+    if !curves.has(spec.cost.estimator) {
+        return Err(Told::new(
+            format!("the profile has no curves of {}", spec.cost.estimator),
+            "profile again with `moa-compile profile`, which keeps every estimator",
+        )
+        .into());
+    }
     let profiled: Vec<u32> = curves.lengths.keys().copied().collect();
     let programme = spec.programme((curves.layers, curves.kv_heads), curves.grid, &profiled);
     let chosen = match &spec.hold {

@@ -12,6 +12,7 @@ use super::steps::{Landscape, Step};
 use super::{Job, interrupted};
 use crate::calibrate::Sample;
 use crate::calibration::{self, Wish};
+use crate::cli::EstimatorChoice;
 use crate::effort::preset;
 use crate::evaluate::Scorer;
 use crate::hint::Told;
@@ -64,6 +65,7 @@ impl Model<'_, '_> {
                 grid,
                 loss,
                 at: Some(at.clone()),
+                per_entry: job.search.step_estimator == EstimatorChoice::PerEntry,
                 blocks: None,
                 temperature: job.profile.temperature,
                 source_sha256: job.opened.source_sha256.clone(),

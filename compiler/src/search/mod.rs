@@ -30,7 +30,7 @@ use crate::evaluate::{Scorer, scorer_of};
 use crate::files::{FileError, parent};
 use crate::hint::Told;
 use crate::interrupt;
-use crate::pipeline::{self, Opened};
+use crate::pipeline::{self, Opened, Wanted};
 use crate::printer::Printer;
 use crate::profile::{
     Chosen, Curves, Programme, SolveReport, SolveSpec, plan_name, provenance, report,
@@ -93,7 +93,7 @@ pub(crate) fn run(job: &Job<'_>) -> anyhow::Result<Vec<Searched>> {
         job.opened,
         job.profile,
         job.context,
-        None,
+        Wanted::for_estimators(&[job.solve.estimator]),
         job.work,
         job.printer,
     )?;

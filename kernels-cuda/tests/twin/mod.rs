@@ -3,6 +3,7 @@
 
 use half::{bf16, f16};
 use moa_kernels::{Element, ElementType, InfluenceShape, Layout};
+use moa_mask::HeadMask;
 
 /// 16-bit values that tests make from f32 and read back exactly.
 pub(crate) trait Value: Element + Send + Sync {
@@ -115,10 +116,23 @@ impl<T: Value> Layer<T> {
 
     /// Sets D to what the dense attention gives.
     pub(crate) fn fill_row_dot(&mut self) {
+        self.fill_row_dot_under(&vec![HeadMask::DENSE; self.shape.kv_heads as usize]);
+    }
+
+    /// Sets D to what attention under `masks`, one for each KV head, gives.
+    pub(crate) fn fill_row_dot_under(&mut self, masks: &[HeadMask]) {
+        let len = self.shape.len as usize;
         let rows = parallel((self.shape.heads * self.shape.len) as usize, |row| {
             let (p, g) = self.row(row);
-            let mass: f64 = p.iter().sum();
-            p.iter().zip(&g).map(|(p, g)| p * g).sum::<f64>() / mass
+            let mask = masks[row / len / self.shape.gqa_group() as usize];
+            let (mut mass, mut grad) = (0.0, 0.0);
+            for (key, (p, g)) in p.iter().zip(&g).enumerate() {
+                if mask.attends((row % len) as u32, key as u32) {
+                    mass += p;
+                    grad += p * g;
+                }
+            }
+            grad / mass
         });
         self.row_dot = rows.iter().map(|&d| d as f32).collect();
     }

@@ -21,7 +21,10 @@ fn out_of_memory_is_an_error_with_a_hint_and_nothing_is_lost() {
     let source = random(2, 6, 2, 64);
     let gpu = load(cuda::<f16>(), &source);
     let sample = Sample::new(ids(300, 601), 100);
-    let options = ProfileOptions::default();
+    let options = ProfileOptions {
+        per_entry: true,
+        ..Default::default()
+    };
     let before = gpu.influence(&sample, &options, &()).unwrap();
     // Takes all memory but a little, so that a profile fails on its way.
     let mut taken = Vec::new();

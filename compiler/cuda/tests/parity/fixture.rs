@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use moa_cuda::Cuda;
 use moa_format::{Family, ModelConfig, RopeConfig};
-use moa_lm::{Cpu, Device, Lm, WeightError, WeightSource};
+use moa_lm::{Cpu, Device, Lm, WeightSource, WeightsFrom};
 use moa_mask::{HeadRule, MaskGrid, ModelMasks};
 use moa_model::Checkpoint;
+use moa_reference::weights;
 
 pub(crate) fn fixtures() -> PathBuf {
     std::env::var_os("MOA_FIXTURES").map_or_else(
@@ -22,60 +23,33 @@ pub(crate) fn cuda<T: moa_kernels::Element + std::fmt::Debug + Send + Sync>() ->
 }
 
 /// A checkpoint as a source of weights.
-pub(crate) struct Weights(pub(crate) Checkpoint);
-
-impl WeightSource for Weights {
-    fn config(&self) -> &ModelConfig {
-        self.0.config()
-    }
-
-    fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, WeightError> {
-        let tensor = self.0.tensor(name).and_then(|tensor| tensor.to_f32());
-        tensor.map_err(|error| WeightError::new(name, error))
-    }
+pub(crate) fn checkpoint(path: PathBuf) -> impl WeightSource {
+    let checkpoint = Checkpoint::open_weights(path).unwrap();
+    let config = checkpoint.config().clone();
+    let read = move |name: &str| checkpoint.tensor(name).and_then(|tensor| tensor.to_f32());
+    WeightsFrom::new(config, read)
 }
 
-pub(crate) fn tiny(name: &str) -> Weights {
-    Weights(Checkpoint::open_weights(fixtures().join(name)).unwrap())
+pub(crate) fn tiny(name: &str) -> impl WeightSource {
+    checkpoint(fixtures().join(name))
 }
 
 /// Random weights of a given shape, the same for the same names.
-pub(crate) struct Random(pub(crate) ModelConfig);
-
-impl WeightSource for Random {
-    fn config(&self) -> &ModelConfig {
-        &self.0
-    }
-
-    fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, WeightError> {
-        let spec = moa_format::tensors(&self.0)
-            .into_iter()
-            .find(|spec| spec.name == name);
-        let spec = spec.ok_or_else(|| WeightError::new(name, "no such tensor"))?;
-        let mut state = name.bytes().fold(7u32, |state, byte| {
-            state.wrapping_mul(31).wrapping_add(u32::from(byte))
-        });
-        let norm = name.contains("norm");
-        let inputs = u16::try_from(spec.cols).unwrap_or(u16::MAX);
-        let scale = if norm {
-            0.1
-        } else {
-            2.0 / f32::from(inputs).sqrt()
+pub(crate) fn random_of(config: ModelConfig) -> impl WeightSource {
+    let specs = moa_format::tensors(&config);
+    WeightsFrom::new(config, move |name: &str| {
+        let spec = specs.iter().find(|spec| spec.name == name);
+        let values = |spec: &moa_format::TensorSpec| {
+            let len = usize::try_from(spec.len()).unwrap();
+            weights::random(name, len, spec.cols as usize, 2.0)
         };
-        let shift = if norm { 1.0 } else { 0.0 };
-        Ok((0..spec.len())
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let bits = u16::try_from(state >> 16).unwrap_or(0);
-                (f32::from(bits) / 32768.0 - 1.0) * scale + shift
-            })
-            .collect())
-    }
+        spec.map(values).ok_or("no such tensor")
+    })
 }
 
 /// A small random model: layers, query heads, KV heads, channels.
-pub(crate) fn random(layers: u32, heads: u32, kv_heads: u32, head_dim: u32) -> Random {
-    Random(ModelConfig {
+pub(crate) fn random(layers: u32, heads: u32, kv_heads: u32, head_dim: u32) -> impl WeightSource {
+    random_of(ModelConfig {
         family: Family::Llama,
         layers,
         hidden_dim: heads * head_dim,
@@ -121,12 +95,13 @@ pub(crate) fn exact_masks(spans: &[Vec<u32>], sink: u32, context: u32) -> ModelM
     ModelMasks::from_rules(&rules, context, MaskGrid::new(sink, sink.max(1)).unwrap()).unwrap()
 }
 
-/// Spans that differ from head to head, all of them hiding something of a long text.
-pub(crate) fn ragged(config: &ModelConfig, sink: u32, context: u32) -> ModelMasks {
+/// Spans that differ from head to head, all of them hiding something of a long text; in whole steps of `step` tokens.
+pub(crate) fn ragged(config: &ModelConfig, sink: u32, context: u32, step: u32) -> ModelMasks {
     let spans: Vec<Vec<u32>> = (0..config.layers)
         .map(|layer| {
             (0..config.kv_heads)
                 .map(|head| sink + 1 + (layer * 53 + head * 91) % (context / 2))
+                .map(|span| span.next_multiple_of(step))
                 .collect()
         })
         .collect();

@@ -5,7 +5,7 @@ use moa_kernels::{Element, ElementType};
 use moa_lm::{Estimator, Influence, LossKind, ProfileOptions, Sample, Targets, WeightSource};
 use moa_mask::{MaskGrid, ModelMasks};
 
-use crate::fixture::{Random, cuda, ids, load, on_cpu, part, ragged, random, tiny};
+use crate::fixture::{cuda, ids, load, on_cpu, part, ragged, random, random_of, tiny};
 
 /// Parts of the largest value that may differ: of logits, of a loss, of a curve.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +42,11 @@ pub(crate) fn curve_parts(actual: &Influence, expected: &Influence) -> Vec<(Esti
     Estimator::ALL
         .into_iter()
         .map(|estimator| {
+            let (len, wanted) = (
+                actual.curve(estimator).len(),
+                expected.curve(estimator).len(),
+            );
+            assert_eq!(len, wanted, "{estimator}");
             let scale = match estimator {
                 Estimator::JointSigned | Estimator::JointPositive => largest(Estimator::JointAbs),
                 other => largest(other),
@@ -148,16 +153,27 @@ fn compare<T: Element + std::fmt::Debug + Send + Sync>(
             let worst = curve_parts(&actual, &wrong)[0].1;
             assert!(worst > allowed.curves, "{name}: {worst} cannot tell");
         }
-        // The same input gives the same bytes.
+        // The same input gives the same bytes, and so do joint curves alone.
         assert_eq!(actual, gpu.influence(sample, &options, &()).unwrap());
+        let joint = ProfileOptions {
+            blocks: None,
+            ..options
+        };
+        let joint = gpu.influence(sample, &joint, &()).unwrap();
+        assert!(joint.curve(Estimator::PerEntry).is_empty() && joint.maps.is_none());
+        assert_eq!(joint.curves[1..], actual.curves[1..]);
     }
 }
 
 fn both(name: &str, source: &dyn WeightSource, sample: &Sample, sink: u32, grid: MaskGrid) {
     let len = u32::try_from(sample.ids.len()).unwrap();
-    let masked = ragged(source.config(), sink, len);
-    compare::<f16>(name, source, sample, &masked, grid);
-    compare::<bf16>(name, source, sample, &masked, grid);
+    let masked = |step| ragged(source.config(), sink, len, step);
+    compare::<f16>(name, source, sample, &masked(1), grid);
+    compare::<bf16>(name, source, sample, &masked(1), grid);
+    // As plans have them: spans of the curves themselves. Of a short text these would hide next to nothing.
+    if len >= 256 {
+        compare::<f16>(name, source, sample, &masked(grid.block()), grid);
+    }
 }
 
 #[test]
@@ -173,7 +189,8 @@ fn random_models_are_the_cpus() {
             ids: ids(len, 601),
             targets: Targets::At((len / 3..len).step_by(2).collect()),
         };
-        let name = format!("{} x {}", source.0.heads, source.0.head_dim);
+        let config = source.config();
+        let name = format!("{} x {}", config.heads, config.head_dim);
         both(&name, &source, &sample, sink, MaskGrid::default());
     }
 }
@@ -203,10 +220,10 @@ fn tiny_checkpoints_are_the_cpus() {
 #[test]
 #[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
 fn many_layers() {
-    let mut config = random(12, 9, 3, 64).0;
+    let mut config = random(12, 9, 3, 64).config().clone();
     config.ffn_dim = 1536;
     config.vocab_size = 49_152;
-    let source = Random(config);
+    let source = random_of(config);
     let sample = Sample::new(ids(900, 49_152), 600);
     both("smollm2's shape", &source, &sample, 64, MaskGrid::default());
 }

@@ -5,22 +5,21 @@ use std::path::PathBuf;
 
 use half::{bf16, f16};
 use moa_kernels::{Element, ElementType};
-use moa_lm::{Lm, ProfileOptions, Sample};
+use moa_lm::{Lm, ProfileOptions, Sample, WeightSource};
 use moa_mask::ModelMasks;
-use moa_model::Checkpoint;
 use serde_json::Value;
 
-use crate::fixture::{Weights, cuda, exact_masks, fixtures, load, on_cpu, part};
+use crate::fixture::{checkpoint, cuda, exact_masks, fixtures, load, on_cpu, part};
 use crate::profiles::curve_parts;
 
-fn smollm2() -> Weights {
+fn smollm2() -> impl WeightSource {
     let default = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../../.models/SmolLM2-135M-Instruct.Q4_1.gguf"
     );
     let path =
         std::env::var_os("MOA_SMOLLM2_GGUF").map_or_else(|| PathBuf::from(default), PathBuf::from);
-    Weights(Checkpoint::open_weights(path).unwrap())
+    checkpoint(path)
 }
 
 fn u32s(value: &Value) -> Vec<u32> {
@@ -73,6 +72,7 @@ fn measure<T: Element + Debug + Send + Sync>(allowed_logits: f64, allowed_curves
         assert!(worst < allowed_logits, "{worst}");
         let options = ProfileOptions {
             at,
+            per_entry: true,
             ..Default::default()
         };
         let expected = cpu.influence(&sample, &options, &()).unwrap();

@@ -71,6 +71,7 @@ pub(super) fn attention_backward(inputs: &AttentionBackward<'_, Vec<f32>>) -> Ba
             sink: inputs.grid.sink() as usize,
             block,
             bins: len.div_ceil(block),
+            per_entry: inputs.per_entry || inputs.blocks.is_some(),
         },
         parts: LEAST_TASKS.div_ceil(shape.kv_heads),
         map: inputs.blocks.map(|block| (block, len.div_ceil(block))),

@@ -28,6 +28,8 @@ pub(super) struct Windows {
     pub(super) block: usize,
     /// Number of spans.
     pub(super) bins: usize,
+    /// Whether the costs of single entries are wanted.
+    pub(super) per_entry: bool,
 }
 
 impl Windows {
@@ -253,10 +255,15 @@ impl WindowCosts {
             } else {
                 &mut e[range]
             };
-            let magnitude = if piece.visible {
-                entries_shown(s, g, e, total, d32)
-            } else {
-                entries_hidden(s, g, e, total, d32)
+            let magnitude = match (piece.visible, self.windows.per_entry) {
+                (true, true) => entries_shown::<true>(s, g, e, total, d32),
+                (true, false) => entries_shown::<false>(s, g, e, total, d32),
+                (false, true) => entries_hidden(s, g, e, total, d32),
+                (false, false) => {
+                    s.fill(0.0);
+                    g.fill(0.0);
+                    0.0
+                }
             };
             if let Some(bin) = piece.bin {
                 self.shown_at[bin] += f64::from(magnitude);
@@ -315,7 +322,7 @@ impl WindowCosts {
         add(&mut self.tail_square, &other.tail_square);
     }
 
-    /// The curve of each of [`Estimator::ALL`].
+    /// The curve of each of [`Estimator::ALL`]; the first is empty if the costs of single entries are not wanted.
     pub(super) fn curves(&self) -> [Vec<f64>; Estimator::ALL.len()] {
         let with_tail = |here: &[f64], tail: &[f64]| -> Vec<f64> {
             let mut sum = 0.0;
@@ -327,11 +334,14 @@ impl WindowCosts {
                 })
                 .collect()
         };
-        let mut per_entry = vec![0.0; self.windows.bins];
-        let mut hidden = 0.0;
-        for bin in (0..self.windows.bins).rev() {
-            per_entry[bin] = hidden;
-            hidden += self.shown_at[bin];
+        let mut per_entry = Vec::new();
+        if self.windows.per_entry {
+            per_entry.resize(self.windows.bins, 0.0);
+            let mut hidden = 0.0;
+            for bin in (0..self.windows.bins).rev() {
+                per_entry[bin] = hidden;
+                hidden += self.shown_at[bin];
+            }
         }
         let signed = with_tail(&self.signed, &self.tail_signed);
         let abs = with_tail(&self.abs, &self.tail_abs);
@@ -345,14 +355,25 @@ impl WindowCosts {
     }
 }
 
-/// Of visible entries: `p` becomes A, `g` becomes A (g - D), `e` the influence; returns the sum of magnitudes.
+/// Of visible entries: `p` becomes A, `g` becomes A (g - D), `e` the influence if it is wanted; returns the sum of magnitudes.
 #[inline(always)]
-fn entries_shown(p: &mut [f32], g: &mut [f32], e: &mut [f32], total: f32, d: f32) -> f32 {
+fn entries_shown<const INFLUENCE: bool>(
+    p: &mut [f32],
+    g: &mut [f32],
+    e: &mut [f32],
+    total: f32,
+    d: f32,
+) -> f32 {
     let inverse = 1.0 / total;
     each(p, g, e, |p, g| {
         let a = p * inverse;
         let lead = d - g;
-        (a, -(a * lead), p * lead / (total - p))
+        let influence = if INFLUENCE {
+            p * lead / (total - p)
+        } else {
+            0.0
+        };
+        (a, -(a * lead), influence)
     })
 }
 

@@ -121,6 +121,15 @@ impl Case {
         grid: MaskGrid,
         blocks: Option<usize>,
     ) -> crate::AttentionGradients<Vec<f32>> {
+        self.influence_of(grid, true, blocks)
+    }
+
+    fn influence_of(
+        &self,
+        grid: MaskGrid,
+        per_entry: bool,
+        blocks: Option<usize>,
+    ) -> crate::AttentionGradients<Vec<f32>> {
         let (_, lse) = self.attend(&self.masks);
         Cpu.attention_backward(&AttentionBackward {
             shape: self.shape,
@@ -129,6 +138,7 @@ impl Case {
             lse: &lse,
             d_o: &self.d_o,
             grid,
+            per_entry,
             blocks,
         })
         .unwrap()
@@ -330,6 +340,28 @@ fn a_dominant_far_key_costs_what_it_should() {
     let spoiled: Vec<f64> = expected.iter().map(|cost| cost * 1.001).collect();
     let allowed = Tolerance::of_largest(1e-5, expected);
     assert!(!compare(&spoiled, expected, allowed).passed());
+}
+
+#[test]
+fn joint_costs_and_gradients_are_the_same_without_per_entry_costs() {
+    let case = Case::new("joint", 6, 32, &[window(16, 64), HeadMask::DENSE], 300);
+    let both = case.influence(MaskGrid::default(), None);
+    let joint = case.influence_of(MaskGrid::default(), false, None);
+    assert_eq!(
+        (&both.d_q, &both.d_k, &both.d_v),
+        (&joint.d_q, &joint.d_k, &joint.d_v)
+    );
+    for estimator in Estimator::ALL {
+        let curve = &joint.influence.curves[estimator.index()];
+        if estimator == Estimator::PerEntry {
+            assert!(curve.is_empty());
+        } else {
+            assert_eq!(curve, &both.influence.curves[estimator.index()]);
+        }
+    }
+    // Maps are of single entries.
+    let maps = case.influence_of(MaskGrid::default(), false, Some(64));
+    assert_eq!(maps.influence.curves, both.influence.curves);
 }
 
 #[test]
