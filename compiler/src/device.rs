@@ -1,8 +1,10 @@
 //! Where to compute, chosen once and said aloud; and a model there.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use moa_cuda::CudaError;
+use moa_cuda_engine::Gpu;
 use moa_lm::{Cpu, Lm, WeightSource};
 
 use crate::cli::DeviceChoice;
@@ -10,11 +12,11 @@ use crate::interrupt;
 use crate::printer::Printer;
 use crate::source::Source;
 
-/// A place that was found to work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A place that was found to work. The GPU is opened once: everything that is computed on it shares one stream and one memory.
+#[derive(Debug, Clone)]
 pub(crate) enum Place {
     Cpu,
-    Cuda,
+    Cuda(Arc<Gpu>),
 }
 
 /// A model with its weights, wherever they lie.
@@ -39,15 +41,14 @@ pub(crate) use on;
 pub(crate) fn choose(choice: DeviceChoice, printer: &Printer) -> anyhow::Result<Place> {
     match choice {
         DeviceChoice::Cpu => Ok(Place::Cpu),
-        DeviceChoice::Cuda => {
-            open()?;
-            Ok(Place::Cuda)
-        }
+        DeviceChoice::Cuda => Ok(Place::Cuda(open()?)),
         DeviceChoice::Auto => match open() {
             Ok(gpu) => {
-                let name = moa_lm::Device::label(&gpu);
-                printer.say(format!("computing on {name} (--device cpu does without)"));
-                Ok(Place::Cuda)
+                printer.say(format!(
+                    "computing on {} (--device cpu does without)",
+                    gpu.info().name
+                ));
+                Ok(Place::Cuda(gpu))
             }
             Err(CudaError::NoDriver { .. } | CudaError::NoDevice { .. }) => Ok(Place::Cpu),
             Err(error) => {
@@ -58,12 +59,14 @@ pub(crate) fn choose(choice: DeviceChoice, printer: &Printer) -> anyhow::Result<
     }
 }
 
-fn open() -> Result<moa_cuda::Gpu, CudaError> {
-    moa_cuda::Gpu::open(kernel_cache().as_deref())
+/// A GPU on which everything that a profile needs was found: kernels, their compiler, cuBLAS.
+fn open() -> Result<Arc<Gpu>, CudaError> {
+    let device = moa_cuda::Gpu::open(kernel_cache().as_deref())?;
+    Ok(device.gpu().clone())
 }
 
 /// Where compiled kernels are kept between runs.
-pub(crate) fn kernel_cache() -> Option<PathBuf> {
+fn kernel_cache() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let caches = folder("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -72,16 +75,19 @@ pub(crate) fn kernel_cache() -> Option<PathBuf> {
 }
 
 /// Moves weights to a place.
-pub(crate) fn load_weights(place: Place, source: &dyn WeightSource) -> anyhow::Result<Model> {
+pub(crate) fn load_weights(place: &Place, source: &dyn WeightSource) -> anyhow::Result<Model> {
     let cancel = interrupt::flag();
     Ok(match place {
         Place::Cpu => Model::Cpu(Box::new(Lm::load(Cpu, source, cancel)?)),
-        Place::Cuda => Model::Cuda(Box::new(Lm::load(open()?, source, cancel)?)),
+        Place::Cuda(gpu) => {
+            let device = moa_cuda::Gpu::on(gpu.clone())?;
+            Model::Cuda(Box::new(Lm::load(device, source, cancel)?))
+        }
     })
 }
 
 /// Loads the weights.
-pub(crate) fn load(place: Place, source: &Source, printer: &Printer) -> anyhow::Result<Model> {
+pub(crate) fn load(place: &Place, source: &Source, printer: &Printer) -> anyhow::Result<Model> {
     let bar = printer.bar("loading weights", 0);
     let model = load_weights(place, source)?;
     bar.finish_and_clear();

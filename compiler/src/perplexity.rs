@@ -58,7 +58,7 @@ pub(crate) fn compare(
     let stored = if lossless {
         source
     } else {
-        let stored = device::load_weights(opened.place, bundle)?;
+        let stored = device::load_weights(&opened.place, bundle)?;
         on!(&stored, lm => lm.loss(&sample, None, cancel))?.exp()
     };
     Ok(Perplexity {

@@ -8,6 +8,8 @@
 // run of heads one after another   partials: [items, 8, HEAD_DIM]   stats: [items, 8] of row_max (times log2 e) and row_sum
 // arrivals: [items] zeros, and zeros again afterwards
 //
+// The launch may begin while the kernel before it ends, see launch_early.
+//
 // A part is an even share of the keys that are visible now: the sink's, then the window's; no other slot is read. Lengths are read
 // on the device, so a captured launch serves every step. A warp takes 16 keys at a
 // time into the operands of m16n8k16 products (rows 8 to 15 of the queries' side are empty): sums over
@@ -20,6 +22,11 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define WARPS 4u
+#if KV_INT8
+#define BOUNDS WARPS * 32, DECODE_BLOCKS
+#else
+#define BOUNDS WARPS * 32
+#endif
 #define CHUNKS (HEAD_DIM / 32u)     // K: 32 channels, 8 a lane of a quad
 #define PANELS (HEAD_DIM / 64u)     // V: 64 channels, 8 a lane group
 #define Q_WORDS (HEAD_DIM / 8u)     // uint4 a query
@@ -69,19 +76,16 @@ __device__ __forceinline__ u32 pack(float low, float high) {
 }
 
 #if KV_INT8
-// Byte i of `a` and byte j of `b`, signed bytes that were flipped to 0..255, as a pair of 16-bit values: exact.
+// Bytes i of `a` and j of `b`, signed, as a pair of 16-bit values: exact. A number whose unit in the last place is 1 takes a byte's lower seven bits
+// as they are; less the same number with the sign bit, worth 128.
 __device__ __forceinline__ u32 widen(u32 a, u32 i, u32 b, u32 j) {
+    u32 both = __byte_perm(a, b, i | (4u + j) << 8), value;
 #if ELEMENT_BF16
-    // 2^23 + byte as f32; small whole numbers have nothing in an f32's lower half.
-    float low = __uint_as_float(__byte_perm(a, 0x4B000000u, 0x7440u + i)) - 8388736.0f;
-    float high = __uint_as_float(__byte_perm(b, 0x4B000000u, 0x7440u + j)) - 8388736.0f;
-    return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632u);
+    asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(value) : "r"(both & 0x007F007Fu | 0x43004300u), "r"(both & 0x00800080u | 0x43004300u));
 #else
-    // 1024 + byte as f16.
-    u32 both = __byte_perm(a, b, i + ((4u + j) << 8)) & 0x00FF00FFu | 0x64006400u, value;
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(value) : "r"(both), "r"(0x64806480u));
-    return value;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(value) : "r"(both & 0x007F007Fu | 0x64006400u), "r"(both & 0x00800080u | 0x64006400u));
 #endif
+    return value;
 }
 __device__ __forceinline__ void fetch_scales(u32 to, const float2* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" :: "r"(to), "l"(from) : "memory");
@@ -175,7 +179,7 @@ __device__ __forceinline__ void join(const float* partials, const float2* stats,
     }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_decode(
+extern "C" __global__ void __launch_bounds__(BOUNDS) attention_decode(
     const uint4* __restrict__ q, const uint4* __restrict__ k, const uint4* __restrict__ v, const float2* __restrict__ scales,
     const HeadSpan* __restrict__ spans, const u32* __restrict__ lens, const u32* __restrict__ requests,
     const DecodeItem* __restrict__ items, float* partials, float2* stats, u32* arrivals, u32* __restrict__ out,
@@ -188,6 +192,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_decode(
     DecodeItem item = items[blockIdx.x];
     u32 request = requests[blockIdx.x];
     HeadSpan span = spans[request * kv_heads + item.kv_head];
+    // Up to here nothing was read that another kernel writes.
+    asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
     u32 len = lens[request];
     u32 warp = threadIdx.x / 32u, lane = threadIdx.x % 32u;
     u32 eighth = lane / 4u, quad = lane % 4u;
@@ -273,7 +279,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_decode(
             for (u32 c = 0; c < CHUNKS; ++c) {
 #if KV_INT8
                 uint2 bytes = half_piece(own + k_piece(8u * j + eighth, 2u * c + quad / 2u), quad & 1u);
-                u32 a = bytes.x ^ 0x80808080u, b = bytes.y ^ 0x80808080u;
+                u32 a = bytes.x, b = bytes.y;
                 keys[j][c] = make_uint4(widen(a, 0u, a, 1u), widen(a, 2u, a, 3u), widen(b, 0u, b, 1u), widen(b, 2u, b, 3u));
 #else
                 keys[j][c] = own[k_piece(8u * j + eighth, 4u * c + quad)];
@@ -286,8 +292,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_decode(
             for (u32 i = 0; i < PANELS; ++i) {
                 u32 row = 2u * quad + j % 2u + j / 2u * 8u;
 #if KV_INT8
-                uint2 bytes = half_piece(own + v_piece(row, 4u * i + eighth / 2u), eighth & 1u);
-                values[j][i] = make_uint2(bytes.x ^ 0x80808080u, bytes.y ^ 0x80808080u);
+                values[j][i] = half_piece(own + v_piece(row, 4u * i + eighth / 2u), eighth & 1u);
 #else
                 values[j][i] = own[v_piece(row, 8u * i + eighth)];
 #endif

@@ -3,6 +3,7 @@
 // gather_X_Y: y[r] = table[ids[r]], X and Y each 16-bit or f32 (widen: 16-bit to f32); an id that is not in the table gives NaN.
 // scatter: table[ids[r]] = x[r], f32, distinct ids. Rows have `dim` values. grid (rows), 128 threads.
 // narrow_values, widen_values: `count` values, eight a thread, grid (ceil(count / 2048)), 256 threads.
+// narrow_biased: y[r] = x[r] + bias, rounded once; f32 to 16-bit, bias 16-bit or null. grid (rows), 128 threads.
 // Twin: reference/src/embedding.rs; casts are exact or rounded to nearest even.
 
 template <typename From, typename To>
@@ -56,3 +57,9 @@ __device__ __forceinline__ void cast(const From* __restrict__ x, To* __restrict_
 
 extern "C" __global__ void __launch_bounds__(256) narrow_values(const float* __restrict__ x, u16* __restrict__ y, u64 count) { cast(x, y, count); }
 extern "C" __global__ void __launch_bounds__(256) widen_values(const u16* __restrict__ x, float* __restrict__ y, u64 count) { cast(x, y, count); }
+
+extern "C" __global__ void __launch_bounds__(128) narrow_biased(
+    const float* __restrict__ x, const u16* __restrict__ bias, u16* __restrict__ y, u32 dim) {
+    u64 at = (u64)blockIdx.x * dim;
+    for (u32 i = threadIdx.x; i < dim; i += 128u) store1(y + at + i, x[at + i] + (bias != nullptr ? load1(bias + i) : 0.0f));
+}

@@ -2,13 +2,8 @@
 //
 // k, v: [rows, kv_heads, HEAD_DIM] 16-bit, rows of requests one after another, `rows_each` a request
 // slots: [slots, HEAD_DIM]; spans: [requests, kv_heads] HeadSpan; starts: [requests], position of each request's first row
-// The key at position p sits in slot p while p < sink, else in slot sink + (p - sink) % ring (mask/src/ring.rs). Of a run only its
-// sink keys and its last `ring` others are written, so each slot has one writer. grid (rows, kv_heads), 64 threads.
+// Any number of channels, in 16 bits: what sessions of whole models need; engines have qkv_rows. grid (rows, kv_heads), 64 threads.
 // Twin: reference/src/kv_commit.rs.
-
-__device__ __forceinline__ u32 slot_of(const HeadSpan& span, u32 p) {
-    return span.slot_offset + (p < span.sink || span.ring == 0u ? p : span.sink + (p - span.sink) % span.ring);
-}
 
 __device__ __forceinline__ void copy(u16* __restrict__ to, const u16* __restrict__ from) {
     for (u32 i = threadIdx.x; i < HEAD_DIM / 2u; i += 64u) ((u32*)to)[i] = ((const u32*)from)[i];
@@ -20,8 +15,8 @@ extern "C" __global__ void __launch_bounds__(64) kv_commit(
     u32 request = blockIdx.x / rows_each, kv_head = blockIdx.y, kv_heads = gridDim.y;
     HeadSpan span = spans[request * kv_heads + kv_head];
     u32 p = starts[request] + blockIdx.x % rows_each, end = starts[request] + rows_each;
-    if (p >= span.sink && end - p > span.ring) return;
-    u64 from = ((u64)blockIdx.x * kv_heads + kv_head) * HEAD_DIM, to = (u64)slot_of(span, p) * HEAD_DIM;
+    if (!enters(span, p, end)) return;
+    u64 from = ((u64)blockIdx.x * kv_heads + kv_head) * HEAD_DIM, to = slot_of(span, p) * HEAD_DIM;
     copy(k_slots + to, k + from);
     copy(v_slots + to, v + from);
 }
@@ -39,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(64) kv_linear(
         copy(k_out + to, k + from);
         copy(v_out + to, v + from);
     } else if (p < span.sink || start - p < span.window) {
-        u64 from = (u64)slot_of(span, p) * HEAD_DIM;
+        u64 from = slot_of(span, p) * HEAD_DIM;
         copy(k_out + to, k_slots + from);
         copy(v_out + to, v_slots + from);
     } else {

@@ -6,8 +6,7 @@
 // requests: [rows] whose row it is; null: row r is request r's   ends: [requests] tokens after the chunk
 // spans: [requests, kv_heads] HeadSpan   slots: [slot, HEAD_DIM] 16-bit or (KV_INT8) signed bytes   scales: [slot] of (k, v), KV_INT8 alone
 //
-// The key at position p sits in slot p while p < sink, else in slot sink + (p - sink) % ring (mask/src/ring.rs). A warp takes a row
-// of one head: a lane the channels PAIRS lane + e and HEAD_DIM / 2 + PAIRS lane + e, which RoPE turns together.
+// A warp takes a row of one head: a lane the channels PAIRS lane + e and HEAD_DIM / 2 + PAIRS lane + e, which RoPE turns together.
 // Numerics: sums in f32; keys and values are rounded to 16 bits before they are cached, so that a chunk and single tokens leave the
 // same cache. A row in bytes: scale = largest magnitude / 127, bytes = values / scale rounded to nearest even.
 // Twin: reference/src/qkv_rows.rs.
@@ -72,10 +71,6 @@ __device__ __forceinline__ void cache(Value* __restrict__ slots, float* __restri
 #endif
 }
 
-__device__ __forceinline__ u64 slot_of(const HeadSpan& span, u32 p) {
-    return span.slot_offset + (p < span.sink || span.ring == 0u ? p : span.sink + (p - span.sink) % span.ring);
-}
-
 template <bool COMMIT>
 __device__ __forceinline__ void take_row(
     const u16* __restrict__ x, const float* __restrict__ bias, const float2* __restrict__ angles, const u32* __restrict__ positions,
@@ -132,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) qkv_append(
     take_row<true>(x, bias, angles, lens, q, nullptr, nullptr, spans, k_slots, v_slots, scales, heads, kv_heads, 1u);
 }
 
-// A chunk's keys and values to their slots: its sink keys and each request's last `ring` others, so that each slot has one writer.
+// A chunk's keys and values to their slots.
 // grid (rows, ceil(kv_heads / 2)), 128 threads.
 extern "C" __global__ void __launch_bounds__(WARPS * 32) qkv_commit(
     const u16* __restrict__ k, const u16* __restrict__ v, const u32* __restrict__ positions, const u32* __restrict__ requests,
@@ -142,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) qkv_commit(
     if (kv_head >= kv_heads) return;
     u32 request = requests[row], p = positions[row];
     HeadSpan span = spans[request * kv_heads + kv_head];
-    if (p >= span.sink && ends[request] - p > span.ring) return;
+    if (!enters(span, p, ends[request])) return;
     Lane own = load((which == 0u ? k : v) + ((u64)row * kv_heads + kv_head) * HEAD_DIM);
     cache(which == 0u ? k_slots : v_slots, scales, slot_of(span, p), which, own);
 }

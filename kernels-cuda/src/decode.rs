@@ -8,7 +8,7 @@ use moa_mask::abi::DecodeItem;
 use crate::extent::check_len;
 use crate::launch::{self, Arg, Grid};
 use crate::slots::{CacheSlots, HeadShape, KvBuffers};
-use crate::source::{Kernel, KernelConfig, decode_blocks, decode_stages};
+use crate::source::{DECODE_STAGES, Kernel, KernelConfig, decode_blocks};
 use crate::{Buffer, CudaError, Element, Gpu, Result};
 
 /// Query heads that one item serves at most: rows of a tensor core product.
@@ -17,6 +17,9 @@ const HEADS_PER_ITEM: u32 = 8;
 /// Fewest keys of a part that is worth a block of its own.
 const LEAST_KEYS: u64 = 128;
 
+/// Parts of one head from which on another one costs more than it gains.
+const MOST_JOINED: u64 = 48;
+
 /// The items, and whose each is. The parts of a run of heads follow one another.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct WorkList {
@@ -24,16 +27,9 @@ struct WorkList {
     items: Vec<DecodeItem>,
 }
 
-/// The fewest keys of a part with which there are no more than `blocks` parts in all. Where heads alone are nearly as many, four
-/// times the blocks: the last of several waves is then a small part.
-fn chunk(lengths: &[u64], runs: u64, blocks: u32) -> u64 {
-    let heads = lengths.len() as u64 * runs;
-    let blocks = u64::from(blocks.max(1));
-    let limit = if heads * 4 > blocks {
-        (4 * blocks).max(heads)
-    } else {
-        blocks
-    };
+/// The fewest keys of a part with which there are no more parts in all than `blocks` blocks on each multiprocessor take.
+fn chunk(lengths: &[u64], runs: u64, multiprocessors: u32, blocks: u32) -> u64 {
+    let limit = most_parts(lengths.len() as u64 * runs, multiprocessors, blocks);
     let (mut low, mut high) = (
         LEAST_KEYS,
         lengths.iter().copied().max().unwrap_or(0).max(LEAST_KEYS),
@@ -53,11 +49,25 @@ fn chunk(lengths: &[u64], runs: u64, blocks: u32) -> u64 {
     low
 }
 
-/// Cuts every request's KV heads into parts of about the same number of keys, so that `blocks` blocks have work. `lengths` are the
-/// keys of each request's KV heads.
-fn work_list(shape: HeadShape, lengths: &[u64], blocks: u32) -> WorkList {
+/// How many parts are worth while in all. Where heads alone are nearly as many as blocks, four times the blocks: the last of several waves is
+/// then a small part. Where heads are few, a fourth block on each multiprocessor costs more to join than it gains (docs/measurements.md).
+fn most_parts(heads: u64, multiprocessors: u32, blocks: u32) -> u64 {
+    let of = |blocks: u32| u64::from(multiprocessors * blocks).max(1);
+    if heads * 4 > of(blocks) {
+        (4 * of(blocks)).max(heads)
+    } else if of(blocks) > MOST_JOINED * heads {
+        of(blocks.min(3))
+    } else {
+        of(blocks)
+    }
+}
+
+/// Cuts every request's KV heads into parts of about the same number of keys, so that every multiprocessor has work for `blocks` blocks.
+/// `lengths` are the keys of each request's KV heads.
+fn work_list(shape: HeadShape, lengths: &[u64], multiprocessors: u32, blocks: u32) -> WorkList {
     let group = shape.gqa_group();
-    let chunk = chunk(lengths, u64::from(group.div_ceil(HEADS_PER_ITEM)), blocks);
+    let runs = u64::from(group.div_ceil(HEADS_PER_ITEM));
+    let chunk = chunk(lengths, runs, multiprocessors, blocks);
     let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
     let mut list = WorkList::default();
     // Long parts first, so that the last blocks to run are the short ones.
@@ -101,7 +111,7 @@ const fn shared_bytes(head_dim: u32, format: KvFormat) -> u32 {
         KvFormat::Sixteen => 16 * 2 * 2 * head_dim,
         KvFormat::Int8 => 16 * 2 * (head_dim + 4),
     };
-    decode_stages(format) * 4 * stage
+    DECODE_STAGES * 4 * stage
 }
 
 /// Decode attention of one layer for a batch whose caches lie where they lie.
@@ -156,8 +166,10 @@ impl Decode {
     /// Those of compiling, and the driver's.
     pub fn new<T: Element>(gpu: &Gpu, cache: &CacheSlots, format: KvFormat) -> Result<Self> {
         let shape = cache.shape;
-        let blocks = gpu.info().multiprocessors * decode_blocks(format);
-        let list = work_list(shape, &cache.lengths, blocks);
+        shape.check_engine()?;
+        let multiprocessors = gpu.info().multiprocessors;
+        let blocks = decode_blocks(format);
+        let list = work_list(shape, &cache.lengths, multiprocessors, blocks);
         let config = KernelConfig {
             head_dim: shape.head_dim,
             element: T::TYPE,
@@ -228,7 +240,7 @@ impl Decode {
                 Arg::read(stream, scales),
             ),
         };
-        launch::launch(
+        launch::launch_early(
             stream,
             &self.decode,
             "launching attention_decode",
@@ -264,6 +276,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn few_heads_have_fewer_parts() {
+        // Four blocks on each of 132 multiprocessors.
+        assert_eq!(most_parts(32, 132, 4), 528);
+        assert_eq!(most_parts(8, 132, 4), 396);
+        assert_eq!(most_parts(512, 132, 4), 4 * 528);
+        assert_eq!(most_parts(5000, 132, 4), 5000);
+        assert_eq!(most_parts(8, 132, 2), 264);
+    }
+
+    #[test]
     fn every_head_has_all_its_parts_and_parts_are_even() {
         for (heads, kv_heads) in [(1, 1), (32, 8), (32, 2), (9, 3), (28, 4)] {
             let shape = HeadShape {
@@ -277,7 +299,7 @@ mod tests {
                     (0..kv_heads).map(move |head| context.min(128 + 512 * u64::from(head)))
                 })
                 .collect();
-            let list = work_list(shape, &lengths, 264);
+            let list = work_list(shape, &lengths, 132, 2);
             let heads_alone = 3 * kv_heads * (heads / kv_heads).div_ceil(HEADS_PER_ITEM);
             let limit = if heads_alone * 4 > 264 { 4 * 264 } else { 264 };
             assert!(list.items.len() <= limit as usize);

@@ -54,6 +54,16 @@ pub enum CudaError {
         /// The library that was looked for.
         library: &'static str,
     },
+    /// A library is there, but of an older CUDA than calls were written for.
+    #[error("{library} is too old: found {}.{}, need {}", found.0, found.1, needed)]
+    OldLibrary {
+        /// The library.
+        library: &'static str,
+        /// Its version, major and minor.
+        found: (u32, u32),
+        /// Major version needed.
+        needed: u32,
+    },
     /// cuBLASLt refused.
     #[error("cuBLAS failed while {doing}: {message}")]
     Blas {
@@ -123,6 +133,9 @@ impl CudaError {
             }
             Self::NoBlas { .. } => {
                 "use --device cpu, or install cuBLAS 13 (part of the CUDA toolkit; from PyPI: nvidia-cublas, its folder in LD_LIBRARY_PATH)"
+            }
+            Self::OldLibrary { .. } => {
+                "use --device cpu, or install NVRTC and cuBLAS of CUDA 13 (from PyPI: nvidia-cuda-nvrtc and nvidia-cublas, their folder first in LD_LIBRARY_PATH)"
             }
             Self::Blas { .. } => "use --device cpu, and report this with the model's shape",
             Self::Compile { .. } => "use --device cpu, and report this: it is a defect",

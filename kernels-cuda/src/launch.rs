@@ -5,7 +5,7 @@
 
 #![expect(unsafe_code, reason = "the border to the driver and to NVRTC")]
 
-use std::ffi::{CStr, CString, c_int};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use cudarc::driver::sys::{
 };
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut,
-    DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
+    DeviceRepr, DriverError,
 };
 use cudarc::nvrtc::{Ptx, result as nvrtc, sys as nvrtc_sys};
 
@@ -26,6 +26,21 @@ use crate::{CudaError, DeviceInfo, Element, Result};
 
 /// Calls were written against this version of the driver's interface.
 const NEEDED_DRIVER: (u32, u32) = (13, 0);
+
+/// And against this one of the libraries beside it.
+const NEEDED_LIBRARIES: u32 = 13;
+
+/// Refuses a library of an older CUDA by its name.
+fn check_library(library: &'static str, found: (u32, u32)) -> Result<()> {
+    if found.0 >= NEEDED_LIBRARIES {
+        return Ok(());
+    }
+    Err(CudaError::OldLibrary {
+        library,
+        found,
+        needed: NEEDED_LIBRARIES,
+    })
+}
 
 /// A driver's error as ours. Memory is told apart, since callers can do something about it.
 pub(crate) fn error(doing: &'static str, error: DriverError) -> CudaError {
@@ -95,20 +110,14 @@ pub(crate) fn device_info(ordinal: usize) -> Result<DeviceInfo> {
     })
 }
 
-fn find_compiler() -> Result<()> {
-    // SAFETY: only tries to open a library.
-    if unsafe { nvrtc_sys::is_culib_present() } {
-        Ok(())
-    } else {
-        Err(CudaError::NoCompiler {
-            library: "libnvrtc.so.13",
-        })
-    }
-}
-
 /// NVRTC's version, which compiled code depends on.
-pub(crate) fn compiler_version() -> Result<(i32, i32)> {
-    find_compiler()?;
+pub(crate) fn compiler_version() -> Result<(u32, u32)> {
+    // SAFETY: only tries to open a library.
+    if !unsafe { nvrtc_sys::is_culib_present() } {
+        return Err(CudaError::NoCompiler {
+            library: "libnvrtc.so.13",
+        });
+    }
     let (mut major, mut minor) = (0, 0);
     // SAFETY: writes two integers.
     unsafe { nvrtc_sys::nvrtcVersion(&raw mut major, &raw mut minor) }
@@ -117,7 +126,10 @@ pub(crate) fn compiler_version() -> Result<(i32, i32)> {
             doing: "asking for NVRTC's version",
             message: e.to_string(),
         })?;
-    Ok((major, minor))
+    let version = |number: c_int| u32::try_from(number).unwrap_or(0);
+    let found = (version(major), version(minor));
+    check_library("NVRTC", found)?;
+    Ok(found)
 }
 
 /// A program of NVRTC, destroyed on every way out.
@@ -137,7 +149,7 @@ pub(crate) fn compile(
     arch: &str,
     options: &[String],
 ) -> Result<Vec<u8>> {
-    find_compiler()?;
+    compiler_version()?;
     let refused = |log: String| CudaError::Compile {
         kernel,
         arch: arch.to_owned(),
@@ -266,9 +278,6 @@ pub(crate) fn function(
 #[repr(transparent)]
 pub(crate) struct Map(CUtensorMap);
 
-// SAFETY: plain bytes of the size and alignment that the kernels' TensorMap has at least.
-unsafe impl DeviceRepr for Map {}
-
 /// Tiles of 64 rows by 64 channels of a tensor of `extent`; what lies outside reads as zero. The caller has checked that
 /// `tensor` has as many elements as `extent` says.
 pub(crate) fn tile_map<T: Element>(
@@ -290,7 +299,7 @@ pub(crate) fn tile_map<T: Element>(
                 ElementType::Bf16 => cuda::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             },
             3,
-            address as *mut std::ffi::c_void,
+            address as *mut c_void,
             dims.as_ptr(),
             strides.as_ptr(),
             [64u32, 64, 1].as_ptr(),
@@ -349,29 +358,73 @@ pub(crate) fn launch(
     grid: Grid,
     args: &[Arg<'_>],
 ) -> Result<()> {
-    let mut launch = stream.launch_builder(function);
-    for arg in args {
-        match arg {
-            Arg::Map(map) => launch.arg(map),
-            Arg::U32(value) => launch.arg(value),
-            Arg::U64(value) => launch.arg(value),
-            Arg::F32(value) => launch.arg(value),
-            Arg::Pointer(address, _) => launch.arg(address),
-        };
-    }
-    // SAFETY: what this function's description asks of its callers; arguments live until the driver has copied them.
-    unsafe {
-        launch.launch(LaunchConfig {
-            grid_dim: (grid.blocks.0, grid.blocks.1, 1),
-            block_dim: (grid.threads, 1, 1),
-            shared_mem_bytes: grid.shared_bytes,
-        })
-    }
-    .map_err(|e| error(doing, e))?;
-    Ok(())
+    start(stream, function, doing, grid, args, &mut [])
 }
 
-/// Makes the stream's context this thread's, as cuBLASLt expects it.
+/// [`launch`] of a kernel that may begin while the one before it ends: until it says that it waits (griddepcontrol), it reads nothing that an earlier
+/// launch writes. What it saves is the time between two kernels, which small ones feel.
+pub(crate) fn launch_early(
+    stream: &Arc<CudaStream>,
+    function: &CudaFunction,
+    doing: &'static str,
+    grid: Grid,
+    args: &[Arg<'_>],
+) -> Result<()> {
+    let early = cuda::CUlaunchAttribute {
+        id: cuda::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: cuda::CUlaunchAttributeValue {
+            programmaticStreamSerializationAllowed: 1,
+        },
+    };
+    start(stream, function, doing, grid, args, &mut [early])
+}
+
+fn start(
+    stream: &Arc<CudaStream>,
+    function: &CudaFunction,
+    doing: &'static str,
+    grid: Grid,
+    args: &[Arg<'_>],
+    attributes: &mut [cuda::CUlaunchAttribute],
+) -> Result<()> {
+    bind(stream)?;
+    let pointer = |arg: &Arg<'_>| -> *mut c_void {
+        match arg {
+            Arg::Map(map) => (&raw const *map).cast_mut().cast(),
+            Arg::U32(value) => (&raw const *value).cast_mut().cast(),
+            Arg::U64(value) => (&raw const *value).cast_mut().cast(),
+            Arg::F32(value) => (&raw const *value).cast_mut().cast(),
+            Arg::Pointer(address, _) => (&raw const *address).cast_mut().cast(),
+        }
+    };
+    let mut pointers: Vec<*mut c_void> = args.iter().map(pointer).collect();
+    let config = cuda::CUlaunchConfig {
+        gridDimX: grid.blocks.0,
+        gridDimY: grid.blocks.1,
+        gridDimZ: 1,
+        blockDimX: grid.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: grid.shared_bytes,
+        hStream: stream.cu_stream(),
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: u32::try_from(attributes.len()).unwrap_or(0),
+    };
+    // SAFETY: what `launch`'s description asks of its callers; the driver copies arguments and attributes before it returns, and writes to neither.
+    unsafe {
+        cuda::cuLaunchKernelEx(
+            &raw const config,
+            function.cu_function(),
+            pointers.as_mut_ptr(),
+            std::ptr::null_mut(),
+        )
+    }
+    .result()
+    .map_err(|e| error(doing, e))
+}
+
+/// Makes the stream's context this thread's, as the driver and cuBLASLt expect it.
 fn bind(stream: &Arc<CudaStream>) -> Result<()> {
     let bound = stream.context().bind_to_thread();
     bound.map_err(|e| error("entering the device's context", e))
@@ -434,6 +487,15 @@ fn data_type(value: ValueType) -> blas_sys::cudaDataType {
     }
 }
 
+/// Which ways of adding partial sums cuBLASLt may choose: those that keep them in the result's type are out where that has 16 bits.
+fn partial_sums(output: ValueType) -> u32 {
+    use blas_sys::cublasLtReductionScheme_t as Scheme;
+    match output {
+        ValueType::F32 => Scheme::CUBLASLT_REDUCTION_SCHEME_MASK as u32,
+        ValueType::F16 | ValueType::Bf16 => Scheme::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32,
+    }
+}
+
 impl Blas {
     pub(crate) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         // SAFETY: only tries to open a library; cudarc panics if it is used without one.
@@ -442,6 +504,9 @@ impl Blas {
                 library: "libcublasLt.so.13",
             });
         }
+        // SAFETY: asks for a number.
+        let version = u32::try_from(unsafe { blas_sys::cublasLtGetVersion() }).unwrap_or(0);
+        check_library("cuBLASLt", (version / 10_000, version % 10_000 / 100))?;
         bind(stream)?;
         Ok(Self {
             workspace: allocate(stream, BLAS_WORKSPACE_BYTES)?,
@@ -497,12 +562,21 @@ impl Blas {
             .map_err(wrong())?;
             let preference = blas::create_matmul_pref().map_err(wrong())?;
             let [a, b, d] = plan.layouts;
+            let schemes = partial_sums(product.output);
             let found = blas::set_matmul_pref_attribute(
                 preference,
                 blas_sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                 (&raw const workspace_bytes).cast(),
                 size_of::<usize>(),
             )
+            .and_then(|()| {
+                blas::set_matmul_pref_attribute(
+                    preference,
+                    blas_sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                    (&raw const schemes).cast(),
+                    size_of_val(&schemes),
+                )
+            })
             .and_then(|()| {
                 blas::get_matmul_algo_heuristic(self.handle, plan.product, a, b, d, d, preference)
             });
@@ -553,16 +627,16 @@ impl Blas {
                 plan.product,
                 (&raw const alpha).cast(),
                 (&raw const beta).cast(),
-                a as *const std::ffi::c_void,
+                a as *const c_void,
                 a_layout,
-                b as *const std::ffi::c_void,
+                b as *const c_void,
                 b_layout,
-                d as *const std::ffi::c_void,
+                d as *const c_void,
                 d_layout,
-                d as *mut std::ffi::c_void,
+                d as *mut c_void,
                 d_layout,
                 algorithm,
-                self.workspace.device_ptr(stream).0 as *mut std::ffi::c_void,
+                self.workspace.device_ptr(stream).0 as *mut c_void,
                 BLAS_WORKSPACE_BYTES,
                 stream.cu_stream().cast(),
             )

@@ -1,5 +1,9 @@
 //! Products of 16-bit matrices by cuBLASLt: f32 sums, 16-bit or f32 results, added to what is there or with a bias.
 //!
+//! 16-bit results are rounded once. cuBLASLt does so where rows of weights and outputs are whole units of 16 bytes and partial sums are kept in f32;
+//! for other sizes it was seen to round products before it adds a bias or another part: there the product is f32, and a kernel of ours adds the
+//! bias and rounds.
+//!
 //! Descriptions and the algorithm that cuBLASLt's heuristic names are kept for every shape. It deliberately multiplies row-major
 //! matrices only in the two ways that a linear layer needs.
 
@@ -10,7 +14,9 @@ use std::sync::{Mutex, PoisonError};
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use crate::extent::check_len;
-use crate::launch::{Blas, BlasPlan};
+use crate::launch::{self, Arg, Blas, BlasPlan};
+use crate::rows::{as_u32, block_a_row, rows_of};
+use crate::source::{Kernel, KernelConfig};
 use crate::{Buffer, CudaError, Element, ElementType, Gpu, Result};
 
 /// A type that values on the device have.
@@ -64,6 +70,15 @@ pub(crate) struct Product {
     pub(crate) output: ValueType,
 }
 
+impl Product {
+    /// Whether cuBLASLt rounds every element once: where the result is f32, and where its kernels for tensor cores serve, which take whole units
+    /// of 16 bytes.
+    const fn rounds_once(&self) -> bool {
+        matches!(self.output, ValueType::F32)
+            || (self.m.is_multiple_of(8) && self.k.is_multiple_of(8))
+    }
+}
+
 /// cuBLASLt with one workspace, and what it has chosen so far.
 pub struct Matmul {
     blas: Blas,
@@ -88,7 +103,7 @@ impl Matmul {
         })
     }
 
-    /// `y = x W^T + bias`, or with `add` `y += x W^T`: x `[rows, inputs]`, y `[rows, outputs]`. A bias goes with a 16-bit y that is not
+    /// `y = x W^T + bias`, or with `add` `y += x W^T`: x `[rows, inputs]`, y `[rows, outputs]`. A bias goes with a y of the weight's type that is not
     /// added to.
     ///
     /// # Errors
@@ -108,10 +123,10 @@ impl Matmul {
         check_len("y", shape.rows * shape.outputs, y.len())?;
         if let Some(bias) = bias {
             check_len("the bias", shape.outputs, bias.len())?;
-            if add || O::VALUE == ValueType::F32 {
+            if add || O::VALUE != T::VALUE {
                 return Err(CudaError::Shape {
                     what: "the output of a product with a bias",
-                    expected: "a fresh one of 16-bit values",
+                    expected: "a fresh one of the weight's type",
                     got: size_of::<O>(),
                 });
             }
@@ -164,6 +179,9 @@ impl Matmul {
         d: &mut Buffer<O>,
         add: bool,
     ) -> Result<()> {
+        if !product.rounds_once() {
+            return self.run_in_full(gpu, product, operands, d, add);
+        }
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = match plans.entry(product) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
@@ -172,5 +190,45 @@ impl Matmul {
             }
         };
         self.blas.run(gpu.stream(), plan, operands, d, add)
+    }
+
+    /// The same by way of f32.
+    fn run_in_full<T: Element, O: Value>(
+        &self,
+        gpu: &Gpu,
+        product: Product,
+        (a, b, bias): (&Buffer<T>, &Buffer<T>, Option<&Buffer<T>>),
+        d: &mut Buffer<O>,
+        add: bool,
+    ) -> Result<()> {
+        if add || O::VALUE != T::VALUE {
+            return Err(CudaError::Shape {
+                what: "the output of a product of odd sizes",
+                expected: "a fresh one of the weight's type, or f32",
+                got: size_of::<O>(),
+            });
+        }
+        let in_full = Product {
+            bias: false,
+            output: ValueType::F32,
+            ..product
+        };
+        let mut full = gpu.buffer::<f32>(d.len())?;
+        self.run(gpu, in_full, (a, b, None), &mut full, false)?;
+        let module = gpu.module(Kernel::Embedding, KernelConfig::of_rows(T::TYPE))?;
+        let stream = gpu.stream();
+        let dim = usize::try_from(product.m).unwrap_or(usize::MAX);
+        launch::launch(
+            stream,
+            &launch::function(&module, "narrow_biased", 0)?,
+            "launching narrow_biased",
+            block_a_row(rows_of("the product", full.len(), dim)?, 128),
+            &[
+                Arg::read(stream, &full),
+                bias.map_or_else(Arg::null, |bias| Arg::read(stream, bias)),
+                Arg::write(stream, d),
+                Arg::U32(as_u32("columns", dim)?),
+            ],
+        )
     }
 }

@@ -176,6 +176,7 @@ impl Prefill {
     /// # Errors
     /// [`CudaError::Capability`] and those of compiling.
     pub fn new<T: Element>(gpu: &Gpu, shape: HeadShape) -> Result<Self> {
+        shape.check_engine()?;
         let config = KernelConfig {
             head_dim: shape.head_dim,
             element: T::TYPE,

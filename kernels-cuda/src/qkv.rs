@@ -37,13 +37,7 @@ impl QkvRows {
     /// # Errors
     /// [`CudaError::Shape`] for a `head_dim` that is neither 64 nor 128, and those of compiling.
     pub fn new<T: Element>(gpu: &Gpu, shape: HeadShape, format: KvFormat) -> Result<Self> {
-        if ![64, 128].contains(&shape.head_dim) {
-            return Err(CudaError::Shape {
-                what: "head_dim",
-                expected: "64 or 128",
-                got: shape.head_dim as usize,
-            });
-        }
+        shape.check_engine()?;
         let config = KernelConfig {
             head_dim: shape.head_dim,
             element: T::TYPE,

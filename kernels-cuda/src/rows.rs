@@ -39,7 +39,7 @@ pub struct Rows<T> {
 }
 
 /// Rows of `dim` values in a buffer of `len`.
-fn rows_of(what: &'static str, len: usize, dim: usize) -> Result<u32> {
+pub(crate) fn rows_of(what: &'static str, len: usize, dim: usize) -> Result<u32> {
     let rows = len.checked_div(dim).unwrap_or(0);
     check_len(what, rows * dim, len)?;
     u32::try_from(rows)
@@ -52,7 +52,7 @@ fn rows_of(what: &'static str, len: usize, dim: usize) -> Result<u32> {
         })
 }
 
-fn as_u32(what: &'static str, value: usize) -> Result<u32> {
+pub(crate) fn as_u32(what: &'static str, value: usize) -> Result<u32> {
     u32::try_from(value).map_err(|_too_large| CudaError::Shape {
         what,
         expected: "less than 2^32",
@@ -69,7 +69,7 @@ fn eight_each(count: usize) -> Result<Grid> {
     })
 }
 
-const fn block_a_row(rows: u32, threads: u32) -> Grid {
+pub(crate) const fn block_a_row(rows: u32, threads: u32) -> Grid {
     Grid {
         blocks: (rows, 1),
         threads,

@@ -17,7 +17,7 @@ pub struct HeadShape {
     pub heads: u32,
     /// KV heads; divides `heads`.
     pub kv_heads: u32,
-    /// Channels of a head: 64 or 128.
+    /// Channels of a head; engines' kernels know 64 and 128.
     pub head_dim: u32,
 }
 
@@ -33,6 +33,14 @@ impl HeadShape {
 
     pub(crate) const fn kv_dim(self) -> usize {
         self.kv_heads as usize * self.head_dim as usize
+    }
+
+    /// Refuses heads that engines' kernels do not know.
+    pub(crate) fn check_engine(self) -> Result<()> {
+        match self.head_dim {
+            64 | 128 => Ok(()),
+            other => refuse("head_dim", "64 or 128", other as usize),
+        }
     }
 }
 
@@ -80,9 +88,6 @@ impl CacheSlots {
                 "a multiple of kv_heads, at least 1",
                 shape.heads as usize,
             );
-        }
-        if ![64, 128].contains(&shape.head_dim) {
-            return refuse("head_dim", "64 or 128", shape.head_dim as usize);
         }
         if requests.is_empty() || requests.len() > 65_535 {
             return refuse("batch", "1 to 65535", requests.len());

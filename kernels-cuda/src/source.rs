@@ -75,19 +75,14 @@ pub(crate) const KV_CONSUMERS: u32 = 2;
 pub(crate) const KV_STAGES: u32 = 3;
 
 /// Strips of 16 keys that a warp of decode attention has on their way.
-pub(crate) const fn decode_stages(format: KvFormat) -> u32 {
-    match format {
-        KvFormat::Sixteen => 3,
-        KvFormat::Int8 => 4,
-    }
-}
+pub(crate) const DECODE_STAGES: u32 = 3;
 
-/// Blocks of decode attention that run at a time on a multiprocessor, by their shared memory. Bytes take more instructions, and so more
-/// warps to hide them.
+/// Blocks of decode attention that run at a time on a multiprocessor, by their shared memory and registers. Bytes take more instructions, and
+/// so more warps to hide them.
 pub(crate) const fn decode_blocks(format: KvFormat) -> u32 {
     match format {
         KvFormat::Sixteen => 2,
-        KvFormat::Int8 => 3,
+        KvFormat::Int8 => 4,
     }
 }
 
@@ -170,12 +165,13 @@ impl Kernel {
         let hopper = include_str!("../cu/shared/hopper.cuh");
         let visible = include_str!("../cu/shared/visible.cuh");
         let rows = include_str!("../cu/shared/rows.cuh");
+        let slots = include_str!("../cu/shared/slots.cuh");
         let partials = include_str!("../cu/shared/partials.cuh");
         let pieces: &[&str] = match self {
             Self::AttentionDecode | Self::AttentionDecodeInt8 => {
                 &[include_str!("../cu/attention_decode.cu")]
             }
-            Self::QkvRows | Self::QkvRowsInt8 => &[rows, include_str!("../cu/qkv_rows.cu")],
+            Self::QkvRows | Self::QkvRowsInt8 => &[rows, slots, include_str!("../cu/qkv_rows.cu")],
             Self::Argmax => &[rows, include_str!("../cu/argmax.cu")],
             Self::ReadBandwidth => &[include_str!("../cu/bench/read_bandwidth.cu")],
             Self::RmsNorm => &[rows, include_str!("../cu/rms_norm.cu")],
@@ -183,7 +179,7 @@ impl Kernel {
             Self::Swiglu => &[rows, include_str!("../cu/swiglu.cu")],
             Self::Embedding => &[rows, include_str!("../cu/embedding.cu")],
             Self::CrossEntropy => &[rows, include_str!("../cu/cross_entropy.cu")],
-            Self::KvCommit => &[rows, include_str!("../cu/kv_commit.cu")],
+            Self::KvCommit => &[rows, slots, include_str!("../cu/kv_commit.cu")],
             Self::Influence => &[hopper, partials, include_str!("../cu/influence.cu")],
             Self::InfluenceEntries => &[
                 hopper,
@@ -208,7 +204,8 @@ impl Kernel {
             ("STAGES", stages(config.head_dim)),
             ("KV_CONSUMERS", KV_CONSUMERS),
             ("KV_STAGES", KV_STAGES),
-            ("DECODE_STAGES", decode_stages(self.format())),
+            ("DECODE_STAGES", DECODE_STAGES),
+            ("DECODE_BLOCKS", decode_blocks(self.format())),
             ("KV_INT8", u32::from(self.format() == KvFormat::Int8)),
         ];
         let mut text = abi::cuda_prelude();

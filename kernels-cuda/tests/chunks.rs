@@ -15,7 +15,7 @@ mod cases;
 #[expect(dead_code, reason = "the layers in it serve the influence tests")]
 mod twin;
 
-use cached::{Batch, Request, Slots, kept};
+use cached::{Batch, FORMATS, Request, Slots, check_formats, kept, table};
 use half::{bf16, f16};
 use moa_kernels::{CacheSlots, Chunk, ChunkPart, Gpu, KvBuffers, Prefill, QkvRows, QkvTables};
 use moa_mask::{HeadMask, KvFormat};
@@ -23,8 +23,6 @@ use moa_reference::compare::{Comparison, Tolerance, compare};
 use moa_reference::kv_commit::kv_commit;
 use moa_reference::qkv_rows::{from_bytes, qkv_rows, to_bytes};
 use twin::{Random, Value};
-
-const FORMATS: [KvFormat; 2] = [KvFormat::Sixteen, KvFormat::Int8];
 
 const fn mask(sink: u32, window: u32) -> HeadMask {
     HeadMask { sink, window }
@@ -116,37 +114,17 @@ fn result<T: Value>(
     compare(&on_device(gpu, batch, format, true), &expected, tolerance)
 }
 
-fn table<T: Value>(gpu: &Gpu) {
-    for (seed, case) in cases::attention_prefill().iter().enumerate() {
-        if case.head_dim > 128 {
-            continue;
-        }
-        let batch = Batch::<T>::random(
-            (case.heads, case.kv_heads, case.head_dim),
-            &case.masks,
-            &[(case.context, case.start, case.len)],
-            case.largest_score,
-            seed as u64,
-        );
-        for format in FORMATS {
-            let result = result(gpu, &batch, format, &case.masks);
-            println!(
-                "{:?} {format:?} {}: error {:.2e}",
-                T::TYPE,
-                case.name,
-                result.max_error
-            );
-            let _ = result.assert(&format!("{:?} {format:?} {}", T::TYPE, case.name));
-        }
-    }
-}
-
 #[test]
 #[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
 fn the_case_table_agrees_with_the_twin() {
     let gpu = Gpu::open(0, None).unwrap();
-    table::<bf16>(&gpu);
-    table::<f16>(&gpu);
+    let cases = cases::attention_prefill();
+    table::<bf16>(&cases, |batch, format, masks| {
+        result(&gpu, batch, format, masks)
+    });
+    table::<f16>(&cases, |batch, format, masks| {
+        result(&gpu, batch, format, masks)
+    });
 }
 
 /// From an empty cache, over wrapped rings, longer than rings, one row, no multiple of a tile: all in one launch.
@@ -179,11 +157,9 @@ fn several_requests_in_one_chunk_agree_with_the_twin() {
     .enumerate()
     {
         let batch = ragged::<bf16>(shape, masks, seed as u64);
-        for format in FORMATS {
-            let result = result(&gpu, &batch, format, masks);
-            println!("{shape:?} {format:?}: error {:.2e}", result.max_error);
-            let _ = result.assert(&format!("{shape:?} {format:?}"));
-        }
+        check_formats(&format!("{shape:?}"), &batch, |batch, format, masks| {
+            result(&gpu, batch, format, masks)
+        });
     }
 }
 

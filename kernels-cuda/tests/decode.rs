@@ -15,7 +15,7 @@ mod cases;
 #[expect(dead_code, reason = "the layers in it serve the influence tests")]
 mod twin;
 
-use cached::{Batch, kept};
+use cached::{Batch, FORMATS, check_formats, kept, table};
 use half::{bf16, f16};
 use moa_kernels::{Decode, DecodeWorkspace, Gpu};
 use moa_mask::{HeadMask, KvFormat};
@@ -23,8 +23,6 @@ use moa_reference::attention_decode::{DecodeHead, attention_decode};
 use moa_reference::attention_prefill::AttentionShape;
 use moa_reference::compare::{Comparison, Tolerance, compare};
 use twin::Value;
-
-const FORMATS: [KvFormat; 2] = [KvFormat::Sixteen, KvFormat::Int8];
 
 const fn mask(sink: u32, window: u32) -> HeadMask {
     HeadMask { sink, window }
@@ -76,37 +74,17 @@ fn result<T: Value>(
     )
 }
 
-fn table<T: Value>(gpu: &Gpu) {
-    for (seed, case) in cases::attention_decode().iter().enumerate() {
-        if case.head_dim > 128 {
-            continue;
-        }
-        let batch = Batch::<T>::random(
-            (case.heads, case.kv_heads, case.head_dim),
-            &case.masks,
-            &[(case.context, case.start, 1)],
-            case.largest_score,
-            seed as u64,
-        );
-        for format in FORMATS {
-            let result = result(gpu, &batch, format, &case.masks);
-            println!(
-                "{:?} {format:?} {}: error {:.2e}",
-                T::TYPE,
-                case.name,
-                result.max_error
-            );
-            let _ = result.assert(&format!("{:?} {format:?} {}", T::TYPE, case.name));
-        }
-    }
-}
-
 #[test]
 #[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
 fn the_case_table_agrees_with_the_twin() {
     let gpu = Gpu::open(0, None).unwrap();
-    table::<bf16>(&gpu);
-    table::<f16>(&gpu);
+    let cases = cases::attention_decode();
+    table::<bf16>(&cases, |batch, format, masks| {
+        result(&gpu, batch, format, masks)
+    });
+    table::<f16>(&cases, |batch, format, masks| {
+        result(&gpu, batch, format, masks)
+    });
 }
 
 fn ragged<T: Value>(shape: (u32, u32, u32), masks: &[HeadMask], seed: u64) -> Batch<T> {
@@ -145,11 +123,33 @@ fn ragged_batches_agree_with_the_twin() {
     .enumerate()
     {
         let batch = ragged::<bf16>(shape, masks, seed as u64);
-        for format in FORMATS {
-            let result = result(&gpu, &batch, format, masks);
-            println!("{shape:?} {format:?}: error {:.2e}", result.max_error);
-            let _ = result.assert(&format!("{shape:?} {format:?}"));
-        }
+        check_formats(&format!("{shape:?}"), &batch, |batch, format, masks| {
+            result(&gpu, batch, format, masks)
+        });
+    }
+}
+
+/// More parts than are joined at once, for every way in which warps share rows.
+#[test]
+#[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
+fn many_parts_are_joined_in_turns() {
+    let gpu = Gpu::open(0, None).unwrap();
+    for (seed, shape) in [
+        (1, 1, 128),
+        (2, 1, 64),
+        (3, 1, 128),
+        (4, 1, 64),
+        (9, 1, 128),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let masks = [mask(64, 9000)];
+        let steps = [(12_000, 11_500, 1)];
+        let batch = Batch::<bf16>::random(shape, &masks, &steps, 4.0, seed as u64);
+        check_formats(&format!("{shape:?}"), &batch, |batch, format, masks| {
+            result(&gpu, batch, format, masks)
+        });
     }
 }
 

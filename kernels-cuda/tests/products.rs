@@ -11,7 +11,9 @@
 mod twin;
 
 use half::{bf16, f16};
-use moa_kernels::{Cache, CacheShape, CudaError, Gpu, Losses, Matmul, MatmulShape};
+use moa_kernels::{
+    Cache, CacheSlots, CudaError, Gpu, HeadShape, Losses, Matmul, MatmulShape, RequestSlots,
+};
 use moa_mask::{HeadMask, RingLayout};
 use moa_reference::compare::{Tolerance, compare};
 use moa_reference::cross_entropy;
@@ -36,6 +38,8 @@ fn products_of<T: Value>(gpu: &Gpu) {
         (5, 48, 96),
         (130, 576, 192),
         (64, 96, 101),
+        (64, 101, 96),
+        (7, 96, 100),
         (33, 40, 8),
         (257, 1536, 576),
     ] {
@@ -278,13 +282,16 @@ fn keys_go_to_their_slots_and_come_back() {
             (mask, layout, first - layout.slots())
         })
         .collect();
-    let shape = CacheShape {
-        requests: 1,
-        kv_heads: masks.len(),
-        head_dim: dim,
-        slots: first as usize,
+    let shape = HeadShape {
+        heads: masks.len() as u32,
+        kv_heads: masks.len() as u32,
+        head_dim: dim as u32,
     };
-    let cache = Cache::<bf16>::new(&gpu, shape, &heads).unwrap();
+    let request = RequestSlots {
+        heads: heads.clone(),
+    };
+    let slots = CacheSlots::new(&gpu, shape, &[request], first as usize).unwrap();
+    let cache = Cache::<bf16>::new(&gpu, slots).unwrap();
     let width = masks.len() * dim;
     let all: Vec<bf16> = Random(3).values(context as usize * width, 1.0);
     let negative: Vec<bf16> = all.iter().map(|x| -*x).collect();

@@ -95,23 +95,22 @@ impl KvShape {
         chunk: u32,
         value_bytes: u64,
     ) -> Result<KvBytes> {
+        let slots = self.layer_slots(masks, context)?.sum();
+        let chunk = u64::from(chunk.min(context)) * u64::from(self.kv_heads);
+        let slot = self.slot_bytes(value_bytes);
+        counted(context, (slots, slot), (chunk, slot))
+    }
+
+    /// One request's slots in each layer, slack included.
+    fn layer_slots(self, masks: &ModelMasks, context: u32) -> Result<impl Iterator<Item = u64>> {
         self.check()?;
         masks.check_shape(self.layers as usize, self.kv_heads as usize)?;
         if context == 0 {
             return Err(MaskError::BadContext { got: 0 });
         }
-        let slots: u64 = masks
-            .iter()
-            .map(|mask| u64::from(RingLayout::new(mask, context, SLACK).slots()))
-            .sum();
-        let chunk = u64::from(chunk.min(context)) * u64::from(self.kv_heads);
-        let bytes = |slots: u64| slots.checked_mul(self.slot_bytes(value_bytes));
-        match (bytes(slots), bytes(chunk)) {
-            (Some(cache), Some(scratch)) => Ok(KvBytes { cache, scratch }),
-            _ => Err(MaskError::BadContext {
-                got: u64::from(context),
-            }),
-        }
+        let slots = move |mask: &HeadMask| RingLayout::new(*mask, context, SLACK).slots();
+        let layers = (0..masks.layers()).map(|layer| masks.layer(layer));
+        Ok(layers.map(move |layer| layer.iter().map(|mask| u64::from(slots(mask))).sum()))
     }
 
     /// Bytes of an engine that serves `batch` requests of the same declared context length at once.
@@ -126,29 +125,22 @@ impl KvShape {
         chunk: u32,
         format: KvFormat,
     ) -> Result<KvBytes> {
-        self.check()?;
-        masks.check_shape(self.layers as usize, self.kv_heads as usize)?;
-        if context == 0 {
-            return Err(MaskError::BadContext { got: 0 });
+        let (mut all, mut most) = (0, 0);
+        for slots in self.layer_slots(masks, context)? {
+            let slots = slots.saturating_mul(u64::from(batch));
+            (all, most) = (slots.saturating_add(all), slots.max(most));
         }
-        let slots = |layer| u64::from(slot_offsets(masks.layer(layer), context, SLACK).1);
-        let layers = 0..masks.layers();
-        let all: u64 = layers.clone().map(slots).sum();
-        let most = layers.map(slots).max().unwrap_or(0);
-        let row = 2 * KvFormat::Sixteen.row_bytes(self.head_dim);
         let copied = match format {
             KvFormat::Sixteen => 0,
-            KvFormat::Int8 => most * u64::from(batch),
+            KvFormat::Int8 => most,
         };
         let chunk = u64::from(chunk) * u64::from(self.kv_heads);
-        let cache = (all * u64::from(batch)).checked_mul(2 * format.row_bytes(self.head_dim));
-        let scratch = (chunk + copied).checked_mul(row);
-        match (cache, scratch) {
-            (Some(cache), Some(scratch)) => Ok(KvBytes { cache, scratch }),
-            _ => Err(MaskError::BadContext {
-                got: u64::from(context),
-            }),
-        }
+        let slot = |format: KvFormat| 2 * format.row_bytes(self.head_dim);
+        counted(
+            context,
+            (all, slot(format)),
+            (chunk.saturating_add(copied), slot(KvFormat::Sixteen)),
+        )
     }
 
     /// Bytes of a dense cache of exactly `context` tokens, without slack or scratch: what everybody else pays.
@@ -157,6 +149,19 @@ impl KvShape {
             * u64::from(self.kv_heads)
             * u64::from(context)
             * self.slot_bytes(value_bytes)
+    }
+}
+
+/// Bytes of a cache and of its scratch, each of so many slots of so many bytes.
+fn counted(context: u32, cache: (u64, u64), scratch: (u64, u64)) -> Result<KvBytes> {
+    match (
+        cache.0.checked_mul(cache.1),
+        scratch.0.checked_mul(scratch.1),
+    ) {
+        (Some(cache), Some(scratch)) => Ok(KvBytes { cache, scratch }),
+        _ => Err(MaskError::BadContext {
+            got: u64::from(context),
+        }),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a stored weight piece means, in f64: the twin of the kernels' `weights_q4`, `_q8`, `_f16` and `_f32` parts,
+//! What a stored weight piece means, in f64, and random weights for tests: the twin of the kernels' `weights_q4`, `_q8`, `_f16` and `_f32` parts,
 //! written from the layout's description and not from `moa-format`'s code, so that the two check each other.
 
 /// How a piece is stored.
@@ -45,6 +45,27 @@ pub fn dequantize(stored: Stored, bytes: &[u8], count: usize) -> Vec<f64> {
         });
     }
     weights
+}
+
+/// A tensor of `len` random weights with `inputs` columns, the same for the same name: norms about 1, others so that what goes through keeps its
+/// size times about `gain`.
+pub fn random(name: &str, len: usize, inputs: usize, gain: f32) -> Vec<f32> {
+    let mut state = name.bytes().fold(7u32, |state, byte| {
+        state.wrapping_mul(31).wrapping_add(u32::from(byte))
+    });
+    let norm = name.contains("norm");
+    let scale = if norm {
+        0.1
+    } else {
+        gain / (inputs as f32).sqrt()
+    };
+    let shift = if norm { 1.0 } else { 0.0 };
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * scale + shift
+        })
+        .collect()
 }
 
 /// The value of an IEEE half.

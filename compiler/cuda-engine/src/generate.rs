@@ -330,12 +330,13 @@ impl Engine {
                 max_tokens,
             })
             .collect();
-        let answers = self.answer_batch(&questions, stop)?;
+        let answers = self.answer_batch(&questions, stop, &|_, _| false)?;
         Ok(answers.into_iter().map(|answer| answer.tokens).collect())
     }
 
     /// Answers any number of questions, as many at once as the engine has requests: each prompt is read once, its gold tokens with it,
-    /// which are then taken back. See [`generate_batch`](Self::generate_batch).
+    /// which are then taken back. Every 16 tokens `decided` may end an answer: it is told the number of the question and the tokens so far.
+    /// See [`generate_batch`](Self::generate_batch).
     ///
     /// # Errors
     /// See [`generate_batch`](Self::generate_batch); [`LmError::BadOption`] for more than 64 gold tokens.
@@ -343,6 +344,7 @@ impl Engine {
         &mut self,
         questions: &[Question<'_>],
         stop: &[u32],
+        decided: &dyn Fn(usize, &[u32]) -> bool,
     ) -> Result<Vec<Answer>> {
         if stop.len() > STOPS {
             return Err(LmError::BadOption {
@@ -362,6 +364,7 @@ impl Engine {
         }
         let mut answers = Vec::with_capacity(questions.len());
         for questions in questions.chunks(self.options.batch) {
+            let first = answers.len();
             let texts: Vec<Text<'_>> = questions
                 .iter()
                 .map(|question| Text {
@@ -371,7 +374,9 @@ impl Engine {
                 .collect();
             let gold = self.read(&texts)?;
             let limits: Vec<usize> = questions.iter().map(|q| q.max_tokens).collect();
-            let written = self.write_on(&limits, stop)?;
+            let written = self.write_on(&limits, stop, &|request, tokens| {
+                decided(first + request, tokens)
+            })?;
             answers.extend(
                 written
                     .into_iter()
@@ -382,8 +387,13 @@ impl Engine {
         Ok(answers)
     }
 
-    /// Greedy tokens after the prompts that were just read, at most `most` of each.
-    fn write_on(&mut self, most: &[usize], stop: &[u32]) -> Result<Vec<Vec<u32>>> {
+    /// Greedy tokens after the prompts that were just read, at most `most` of each; `decided` may end each earlier.
+    fn write_on(
+        &mut self,
+        most: &[usize],
+        stop: &[u32],
+        decided: &dyn Fn(usize, &[u32]) -> bool,
+    ) -> Result<Vec<Vec<u32>>> {
         let model = self.model.clone();
         let gpu = &model.gpu;
         let (batch, context) = (self.options.batch, self.options.context as usize);
@@ -421,21 +431,43 @@ impl Engine {
         self.kernels.argmax.step(gpu, &self.logits, state)?;
         let most = limits.iter().copied().max().unwrap_or(0) as usize;
         let mut steps = 1;
-        while steps < most && gpu.download(&self.state.lens)?.iter().any(|&len| len > 0) {
+        while steps < most && self.any_runs(decided)? {
             for _ in 0..LOOK_EVERY.min(most - steps) {
                 self.advance()?;
                 steps += 1;
             }
         }
         self.lens.clear();
-        let lens = gpu.download(&self.state.written)?;
-        let tokens = gpu.download(&self.state.tokens)?;
-        Ok(tokens
-            .chunks(context)
-            .zip(lens)
-            .take(count)
+        let mut written = self.written()?;
+        written.truncate(count);
+        Ok(written)
+    }
+
+    /// What every request has written so far.
+    fn written(&self) -> Result<Vec<Vec<u32>>> {
+        let lens = self.gpu().download(&self.state.written)?;
+        let tokens = self.gpu().download(&self.state.tokens)?;
+        let texts = tokens.chunks(self.options.context as usize).zip(lens);
+        Ok(texts
             .map(|(tokens, len)| tokens[..len as usize].to_vec())
             .collect())
+    }
+
+    /// Whether any request writes on, once those that are decided have been made idle.
+    fn any_runs(&mut self, decided: &dyn Fn(usize, &[u32]) -> bool) -> Result<bool> {
+        let mut lens = self.gpu().download(&self.state.lens)?;
+        if lens.iter().all(|&len| len == 0) {
+            return Ok(false);
+        }
+        let written = self.written()?;
+        for (request, len) in lens.iter_mut().enumerate().filter(|(_, len)| **len > 0) {
+            if decided(request, &written[request]) {
+                *len = 0;
+            }
+        }
+        let model = self.model.clone();
+        model.gpu.write(&mut self.state.lens, 0, &lens)?;
+        Ok(lens.iter().any(|&len| len > 0))
     }
 
     /// How likely each continuation is after its prompt, `(prompt, continuation)`, teacher-forced. Any number of texts; prompts have at

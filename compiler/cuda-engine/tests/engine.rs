@@ -17,7 +17,7 @@ use moa_kernels::Gpu;
 use moa_lm::{Cpu, Lm, LmError, WeightSource};
 use moa_mask::{HeadMask, HeadRule, KvFormat, MaskGrid, ModelMasks};
 use moa_reference::compare::{Tolerance, compare};
-use model::{Tiny, random, tokens};
+use model::{random, tiny, tokens};
 
 const CONTEXT: u32 = 700;
 
@@ -176,7 +176,7 @@ fn another_plan_gives_other_logits() {
 #[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
 fn tiny_checkpoints_of_every_family() {
     for name in ["tiny-llama", "tiny-qwen2", "tiny-llama3"] {
-        let source = Tiny::open(name);
+        let source = tiny(name);
         let pair = pair(&source);
         let vocab = pair.cpu.config().vocab_size;
         let text = tokens(150, vocab, 5);
@@ -346,7 +346,8 @@ fn answers_are_texts_and_likelihoods() {
             max_tokens,
         })
         .collect();
-    let answers = engine.answer_batch(&questions, &[]).unwrap();
+    let never = |_: usize, _: &[u32]| false;
+    let answers = engine.answer_batch(&questions, &[], &never).unwrap();
     let texts: Vec<(Vec<u32>, Vec<u32>)> = prompts.iter().cloned().zip(gold.clone()).collect();
     let scored = engine.log_likelihoods(&texts).unwrap();
     for ((question, answer), scored) in questions.iter().zip(&answers).zip(&scored) {
@@ -363,10 +364,44 @@ fn answers_are_texts_and_likelihoods() {
                     gold: &[1; 65],
                     ..questions[0]
                 }],
-                &[]
+                &[],
+                &never
             )
             .is_err()
     );
+}
+
+/// An answer that is decided ends soon after; the others are what they were, also those of a later batch.
+#[test]
+#[cfg_attr(skip_cuda, ignore = "needs a CUDA device: MOA_TEST_CUDA=yes")]
+fn decided_answers_end_early_and_alone() {
+    let pair = pair(&random(6, 2, 64));
+    let prompts: Vec<Vec<u32>> = (0..5).map(|seed| tokens(60, 504, seed)).collect();
+    let questions: Vec<Question<'_>> = prompts
+        .iter()
+        .map(|prompt| Question {
+            prompt,
+            gold: &[],
+            max_tokens: 80,
+        })
+        .collect();
+    let mut engine = Engine::new(pair.gpu.clone(), None, options(3, 1024)).unwrap();
+    let whole = engine.answer_batch(&questions, &[], &|_, _| false).unwrap();
+    // The second of the first three, and the last of the other two.
+    let decided = |number: usize, tokens: &[u32]| {
+        assert_eq!(tokens, &whole[number].tokens[..tokens.len()]);
+        [1, 4].contains(&number) && tokens.len() > 20
+    };
+    let some = engine.answer_batch(&questions, &[], &decided).unwrap();
+    for (number, (answer, whole)) in some.iter().zip(&whole).enumerate() {
+        assert_eq!(answer.tokens, whole.tokens[..answer.tokens.len()]);
+        let len = answer.tokens.len();
+        if [1, 4].contains(&number) {
+            assert!(len > 20 && len <= 20 + 17, "{len}");
+        } else {
+            assert_eq!(len, 80);
+        }
+    }
 }
 
 #[test]

@@ -6,28 +6,17 @@
 
 use std::time::Instant;
 
-use moa_format::ModelConfig;
-use moa_lm::{Cpu, Lm, ProfileOptions, Sample, WeightError, WeightSource};
+use moa_lm::{Cpu, Lm, ProfileOptions, Sample, WeightsFrom};
 use moa_model::Checkpoint;
-
-struct Weights(Checkpoint);
-
-impl WeightSource for Weights {
-    fn config(&self) -> &ModelConfig {
-        self.0.config()
-    }
-
-    fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, WeightError> {
-        let tensor = self.0.tensor(name).and_then(|tensor| tensor.to_f32());
-        tensor.map_err(|error| WeightError::new(name, error))
-    }
-}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let model = arguments.next().ok_or("usage: profile MODEL TOKENS...")?;
     let start = Instant::now();
-    let lm = Lm::load(Cpu, &Weights(Checkpoint::open_weights(model)?), &())?;
+    let checkpoint = Checkpoint::open_weights(model)?;
+    let read = |name: &str| checkpoint.tensor(name).and_then(|tensor| tensor.to_f32());
+    let source = WeightsFrom::new(checkpoint.config().clone(), read);
+    let lm = Lm::load(Cpu, &source, &())?;
     println!("loaded in {:.2} s", start.elapsed().as_secs_f64());
     for tokens in arguments {
         let tokens: u32 = tokens.parse()?;

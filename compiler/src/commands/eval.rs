@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Eval, printer: &Printer) -> anyhow::Result<()> {
     if log.len() > 0 {
         printer.say(format!("{} trials were run before", log.len()));
     }
-    let model = device::load(place, &source, printer)?;
+    let model = device::load(&place, &source, printer)?;
     let cancel = interrupt::flag();
     let scorer = scorer_of(&model, &source, cancel);
     let rows = plan.run(&*scorer, &mut log, printer, cancel)?;

@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Generate, printer: &Printer) -> anyhow::Result<()> {
         ));
     }
     let masks = plans::masks(plan.as_ref(), source.config(), context)?;
-    let model = device::load(place, &source, printer)?;
+    let model = device::load(&place, &source, printer)?;
     let request = Request {
         args,
         source: &source,

@@ -25,7 +25,7 @@ pub(crate) fn run(args: &Logits, printer: &Printer) -> anyhow::Result<()> {
         .context
         .unwrap_or(u32::try_from(ids.len()).unwrap_or(u32::MAX));
     let masks = plans::masks(plan.as_ref(), source.config(), context)?;
-    let model = device::load(place, &source, printer)?;
+    let model = device::load(&place, &source, printer)?;
     let logits = on!(&model, lm => lm.logits(&ids, Some(&masks), interrupt::flag()))
         .context("cannot compute the logits")?;
     let bytes: Vec<u8> = logits

@@ -1,8 +1,7 @@
 //! The scorer that answers many prompts at once on a CUDA device; what it cannot do, and texts, it leaves to the one beneath.
 //!
-//! The engine's weights (bf16, beside those of the device that profiles) are loaded when the first prompts come. An engine serves one
-//! plan at one context, so it is kept until another is asked for. It deliberately ignores when an answer is decided: tokens after that
-//! cost less than asking.
+//! The engine computes on the GPU that profiles, in its stream. Its weights (bf16, beside those of the profile) are loaded when the first prompts come. An engine serves one
+//! plan at one context, so it is kept until another is asked for. Whether an answer is decided is asked now and then, not after every token.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -14,7 +13,6 @@ use moa_format::ModelConfig;
 use moa_lm::{LmError, Sample, WeightSource};
 
 use super::scorer::{Answer, GOLD_TOKENS, Job, Scorer, Under};
-use crate::device::kernel_cache;
 
 /// Prompts at once, where memory allows.
 const BATCH: usize = 32;
@@ -25,6 +23,7 @@ const CHUNK: usize = 4096;
 /// Answers in batches.
 pub(crate) struct BatchScorer<'a> {
     beneath: Box<dyn Scorer + 'a>,
+    gpu: Arc<Gpu>,
     source: &'a dyn WeightSource,
     cancel: &'a AtomicBool,
     state: RefCell<State>,
@@ -43,11 +42,13 @@ enum State {
 impl<'a> BatchScorer<'a> {
     pub(crate) fn new(
         beneath: Box<dyn Scorer + 'a>,
+        gpu: Arc<Gpu>,
         source: &'a dyn WeightSource,
         cancel: &'a AtomicBool,
     ) -> Self {
         Self {
             beneath,
+            gpu,
             source,
             cancel,
             state: RefCell::new(State::Fresh),
@@ -59,10 +60,11 @@ impl<'a> BatchScorer<'a> {
         &self,
         jobs: &[Job<'_>],
         under: &Under,
+        decided: &dyn Fn(usize, &[u32]) -> bool,
     ) -> Result<Option<Vec<Written>>, EngineError> {
         let mut state = self.state.borrow_mut();
         if matches!(*state, State::Fresh) {
-            *state = match load(self.source) {
+            *state = match Model::load(self.gpu.clone(), self.source) {
                 Ok(model) => State::Loaded(Arc::new(model), None),
                 Err(EngineError::Cuda(error)) => {
                     tracing::warn!("prompts are answered one by one: {error}");
@@ -106,14 +108,9 @@ impl<'a> BatchScorer<'a> {
             })
             .collect();
         engine
-            .answer_batch(&questions, &self.source.config().eos)
+            .answer_batch(&questions, &self.source.config().eos, decided)
             .map(Some)
     }
-}
-
-fn load(source: &dyn WeightSource) -> Result<Model, EngineError> {
-    let gpu = Gpu::open(0, kernel_cache().as_deref())?;
-    Model::load(Arc::new(gpu), source)
 }
 
 /// An engine for as many requests as half of the free memory holds, at least one.
@@ -164,7 +161,7 @@ impl Scorer for BatchScorer<'_> {
         if self.cancel.load(Ordering::Relaxed) {
             return Err(LmError::Cancelled.into());
         }
-        let Some(written) = self.answers(jobs, under)? else {
+        let Some(written) = self.answers(jobs, under, decided)? else {
             return self.beneath.answer(jobs, under, decided);
         };
         Ok(written
@@ -227,7 +224,9 @@ mod tests {
         let lm = Lm::load(Cpu, &source, &()).unwrap();
         let cancel = AtomicBool::new(false);
         let alone = LmScorer::new(&lm, &cancel);
-        let batched = BatchScorer::new(Box::new(LmScorer::new(&lm, &cancel)), &source, &cancel);
+        let gpu = Arc::new(Gpu::open(0, None).unwrap());
+        let beneath = Box::new(LmScorer::new(&lm, &cancel));
+        let batched = BatchScorer::new(beneath, gpu, &source, &cancel);
         let vocab = source.config().vocab_size;
         let prompts: Vec<Vec<u32>> = (0..5u32)
             .map(|seed| {

@@ -94,7 +94,8 @@ pub(crate) fn scorer_of<'a>(
         Model::Cpu(lm) => Box::new(LmScorer::new(lm, cancel)),
         Model::Cuda(lm) => {
             let alone = Box::new(LmScorer::new(lm, cancel));
-            Box::new(BatchScorer::new(alone, source, cancel))
+            let gpu = lm.device().gpu().clone();
+            Box::new(BatchScorer::new(alone, gpu, source, cancel))
         }
     }
 }

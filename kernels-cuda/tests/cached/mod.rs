@@ -5,9 +5,14 @@
 use moa_kernels::{CacheSlots, Gpu, HeadShape, KvBuffers, RequestSlots};
 use moa_mask::{HeadMask, KvFormat, RingLayout, SLACK};
 use moa_reference::attention_prefill::{AttentionShape, attention_prefill};
+use moa_reference::compare::Comparison;
 use moa_reference::qkv_rows::{from_bytes, to_bytes};
 
+use crate::cases::AttentionCase;
 use crate::twin::{Random, Value};
+
+/// How caches may be kept.
+pub(crate) const FORMATS: [KvFormat; 2] = [KvFormat::Sixteen, KvFormat::Int8];
 
 /// One request of a step: `start` tokens lie in its cache, `len` are in flight.
 #[derive(Debug, Clone)]
@@ -233,6 +238,40 @@ impl<T: Value> Slots<T> {
             }
         };
         (cache, kv)
+    }
+}
+
+/// Every case of a table that fits the kernels, in both formats; `result` compares a kernel with its twin under some masks.
+pub(crate) fn table<T: Value>(
+    cases: &[AttentionCase],
+    result: impl Fn(&Batch<T>, KvFormat, &[HeadMask]) -> Comparison,
+) {
+    for (seed, case) in cases.iter().enumerate() {
+        if case.head_dim > 128 {
+            continue;
+        }
+        let batch = Batch::<T>::random(
+            (case.heads, case.kv_heads, case.head_dim),
+            &case.masks,
+            &[(case.context, case.start, case.len)],
+            case.largest_score,
+            seed as u64,
+        );
+        check_formats(case.name, &batch, &result);
+    }
+}
+
+/// A batch in both formats.
+pub(crate) fn check_formats<T: Value>(
+    name: &str,
+    batch: &Batch<T>,
+    result: impl Fn(&Batch<T>, KvFormat, &[HeadMask]) -> Comparison,
+) {
+    for format in FORMATS {
+        let name = format!("{:?} {format:?} {name}", T::TYPE);
+        let result = result(batch, format, &batch.masks);
+        println!("{name}: error {:.2e}", result.max_error);
+        let _ = result.assert(&name);
     }
 }
 

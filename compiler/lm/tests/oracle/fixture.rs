@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use moa_format::ModelConfig;
-use moa_lm::{Cpu, Lm, WeightError, WeightSource};
+use moa_lm::{Cpu, Lm, WeightsFrom};
 use moa_mask::{HeadRule, MaskGrid, ModelMasks};
 use moa_model::Checkpoint;
 use safetensors::SafeTensors;
@@ -13,22 +12,10 @@ pub(crate) fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
 
-/// A checkpoint as a source of weights.
-pub(crate) struct Weights(pub(crate) Checkpoint);
-
-impl WeightSource for Weights {
-    fn config(&self) -> &ModelConfig {
-        self.0.config()
-    }
-
-    fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, WeightError> {
-        let tensor = self.0.tensor(name).and_then(|tensor| tensor.to_f32());
-        tensor.map_err(|error| WeightError::new(name, error))
-    }
-}
-
 pub(crate) fn load(checkpoint: Checkpoint) -> Lm<Cpu> {
-    Lm::load(Cpu, &Weights(checkpoint), &()).unwrap()
+    let config = checkpoint.config().clone();
+    let read = |name: &str| checkpoint.tensor(name).and_then(|tensor| tensor.to_f32());
+    Lm::load(Cpu, &WeightsFrom::new(config, read), &()).unwrap()
 }
 
 pub(crate) fn tiny(name: &str) -> Lm<Cpu> {
