@@ -20,6 +20,9 @@ const LEAST_KEYS: u64 = 128;
 /// Parts of one head from which on another one costs more than it gains.
 const MOST_JOINED: u64 = 48;
 
+/// What blocks of one multiprocessor may share.
+const MULTIPROCESSOR_BYTES: u32 = 227 << 10;
+
 /// The items, and whose each is. The parts of a run of heads follow one another.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct WorkList {
@@ -50,16 +53,31 @@ fn chunk(lengths: &[u64], runs: u64, multiprocessors: u32, blocks: u32) -> u64 {
 }
 
 /// How many parts are worth while in all. Where heads alone are nearly as many as blocks, four times the blocks: the last of several waves is
-/// then a small part. Where heads are few, a fourth block on each multiprocessor costs more to join than it gains (docs/measurements.md).
+/// then a small part.
 fn most_parts(heads: u64, multiprocessors: u32, blocks: u32) -> u64 {
-    let of = |blocks: u32| u64::from(multiprocessors * blocks).max(1);
-    if heads * 4 > of(blocks) {
-        (4 * of(blocks)).max(heads)
-    } else if of(blocks) > MOST_JOINED * heads {
-        of(blocks.min(3))
+    let all = u64::from(multiprocessors * blocks).max(1);
+    if heads * 4 > all {
+        (4 * all).max(heads)
     } else {
-        of(blocks)
+        all
     }
+}
+
+/// Blocks that share a multiprocessor. Where heads are few, a fourth costs more to join than it gains (docs/measurements.md).
+fn blocks_of(heads: u64, multiprocessors: u32, format: KvFormat) -> u32 {
+    let most = decode_blocks(format);
+    if u64::from(multiprocessors * most) > MOST_JOINED * heads {
+        most.min(3)
+    } else {
+        most
+    }
+}
+
+/// Shared memory of a block, so much that no more than `blocks` share a multiprocessor: the scheduler would put more on some and fewer on
+/// others.
+fn shared_of(head_dim: u32, format: KvFormat, blocks: u32) -> u32 {
+    let one_more = MULTIPROCESSOR_BYTES / (blocks + 1);
+    shared_bytes(head_dim, format).max(one_more.next_multiple_of(128))
 }
 
 /// Cuts every request's KV heads into parts of about the same number of keys, so that every multiprocessor has work for `blocks` blocks.
@@ -120,6 +138,7 @@ pub struct Decode {
     shape: HeadShape,
     config: KernelConfig,
     format: KvFormat,
+    shared_bytes: u32,
     items: usize,
     decode: CudaFunction,
     requests: Buffer<u32>,
@@ -168,7 +187,9 @@ impl Decode {
         let shape = cache.shape;
         shape.check_engine()?;
         let multiprocessors = gpu.info().multiprocessors;
-        let blocks = decode_blocks(format);
+        let heads = cache.lengths.len() as u64;
+        let blocks = blocks_of(heads, multiprocessors, format);
+        let shared_bytes = shared_of(shape.head_dim, format, blocks);
         let list = work_list(shape, &cache.lengths, multiprocessors, blocks);
         let config = KernelConfig {
             head_dim: shape.head_dim,
@@ -179,11 +200,13 @@ impl Decode {
             shape,
             config,
             format,
+            shared_bytes,
             items: list.items.len(),
+            // One function for every layer, whatever each of them takes.
             decode: launch::function(
                 &module,
                 "attention_decode",
-                shared_bytes(shape.head_dim, format),
+                shared_of(shape.head_dim, format, 1),
             )?,
             requests: gpu.upload(&list.requests)?,
             item_list: gpu.upload(cast_slice(&list.items))?,
@@ -247,7 +270,7 @@ impl Decode {
             Grid {
                 blocks: (u32::try_from(self.items).unwrap_or(u32::MAX), 1),
                 threads: 128,
-                shared_bytes: shared_bytes(shape.head_dim, self.format),
+                shared_bytes: self.shared_bytes,
             },
             &[
                 Arg::read(stream, q),
@@ -276,13 +299,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_heads_have_fewer_parts() {
-        // Four blocks on each of 132 multiprocessors.
-        assert_eq!(most_parts(32, 132, 4), 528);
-        assert_eq!(most_parts(8, 132, 4), 396);
-        assert_eq!(most_parts(512, 132, 4), 4 * 528);
-        assert_eq!(most_parts(5000, 132, 4), 5000);
-        assert_eq!(most_parts(8, 132, 2), 264);
+    fn few_heads_have_fewer_blocks_and_no_more_than_fit() {
+        let int8 = |heads| blocks_of(heads, 132, KvFormat::Int8);
+        assert_eq!([8, 32, 512].map(int8), [3, 4, 4]);
+        assert_eq!(blocks_of(8, 132, KvFormat::Sixteen), 2);
+        assert_eq!(
+            [32, 512, 5000].map(|heads| most_parts(heads, 132, 4)),
+            [528, 2112, 5000]
+        );
+        for (format, blocks) in [
+            (KvFormat::Sixteen, 2),
+            (KvFormat::Int8, 3),
+            (KvFormat::Int8, 4),
+        ] {
+            for head_dim in [64, 128] {
+                // Each block takes 1 KiB besides.
+                let bytes = shared_of(head_dim, format, blocks) + 1024;
+                let fit = (MULTIPROCESSOR_BYTES + 1024) / bytes;
+                assert_eq!(fit, blocks, "{format:?} {head_dim}");
+            }
+        }
     }
 
     #[test]
