@@ -317,11 +317,6 @@ impl MoaEngine {
         Ok(self.engine.set_text(&ids.to_vec(), answered)?)
     }
 
-    /// Makes `id`, chosen from `logits()` by the caller, the pending token.
-    pub fn choose(&mut self, id: u32) -> JsResult<()> {
-        Ok(self.engine.choose(id)?)
-    }
-
     /// A copy of the rings on the device.
     #[wasm_bindgen(js_name = copyRings)]
     pub async fn copy_rings(&mut self) -> JsResult<MoaRingCopy> {
