@@ -20,9 +20,10 @@ pub struct KvShape {
 }
 
 /// How an engine on a GPU keeps the K and V rows of its caches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KvFormat {
     /// 16 bits a value.
+    #[default]
     Sixteen,
     /// A signed byte a value, and an f32 scale a row.
     Int8,
@@ -111,6 +112,22 @@ impl KvShape {
         let slots = move |mask: &HeadMask| RingLayout::new(*mask, context, SLACK).slots();
         let layers = (0..masks.layers()).map(|layer| masks.layer(layer));
         Ok(layers.map(move |layer| layer.iter().map(|mask| u64::from(slots(mask))).sum()))
+    }
+
+    /// Bytes of the browser engine: caches in `format`, a chunk in flight in 16 bits, prefill reading the caches as they are.
+    pub fn format_bytes(
+        self,
+        masks: &ModelMasks,
+        context: u32,
+        chunk: u32,
+        format: KvFormat,
+    ) -> Result<KvBytes> {
+        let sixteen = KvFormat::Sixteen.row_bytes(self.head_dim);
+        let KvBytes { cache, scratch } = self.kv_bytes(masks, context, chunk, 2)?;
+        Ok(KvBytes {
+            cache: cache / sixteen * format.row_bytes(self.head_dim),
+            scratch,
+        })
     }
 
     /// Bytes of an engine that serves `batch` requests of the same declared context length at once.

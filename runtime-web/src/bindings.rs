@@ -3,6 +3,7 @@
 
 use js_sys::{Float32Array, Reflect, Uint8Array, Uint32Array};
 use moa_format::{CHUNK_BYTES, Manifest, Plan};
+use moa_mask::KvFormat;
 use serde::Deserialize;
 use wasm_bindgen::prelude::*;
 
@@ -24,6 +25,8 @@ export interface EngineOptions {
   /** Ask for nothing beyond WebGPU's default limits. */
   defaultLimits?: boolean;
   powerPreference?: "high-performance" | "low-power";
+  /** Keys and values as bytes with a scale for each token and head: half the memory, rounded more coarsely. */
+  int8Kv?: boolean;
 }
 export interface SamplingOptions {
   /** 0 or absent: greedy, on the GPU. */
@@ -57,6 +60,8 @@ struct CreateOptions {
     prefill_chunk: Option<u32>,
     default_limits: bool,
     power_preference: Option<String>,
+    #[serde(rename = "int8Kv")]
+    int8_kv: bool,
 }
 
 fn moa_error(code: &str, message: &str, hint: Option<&str>) -> JsValue {
@@ -130,6 +135,11 @@ pub fn chunk_bytes() -> u32 {
     CHUNK_BYTES
 }
 
+/// Seconds since some moment.
+pub(crate) fn clock() -> f64 {
+    js_sys::Date::now() / 1e3
+}
+
 /// Tokens that one `decode` call gives at most.
 #[wasm_bindgen(js_name = maxDecodeBatch)]
 pub fn max_decode_batch() -> u32 {
@@ -184,7 +194,12 @@ impl MoaEngine {
         let asked: CreateOptions = options(create_options)?;
         let manifest = manifest(&manifest_json)?;
         let plan = Setup::choose_plan(&manifest, &plan_name, plan_bytes.as_deref())?;
-        let setup = Setup::new(manifest, plan, context)?;
+        let format = if asked.int8_kv {
+            KvFormat::Int8
+        } else {
+            KvFormat::Sixteen
+        };
+        let setup = Setup::new(manifest, plan, context)?.with_kv_format(format);
         let gpu_options = GpuOptions {
             default_limits: asked.default_limits,
             low_power: asked.power_preference.as_deref() == Some("low-power"),

@@ -136,6 +136,8 @@ pub(crate) struct Buffers {
     pub(crate) up: wgpu::Buffer,
     pub(crate) k_chunk: wgpu::Buffer,
     pub(crate) v_chunk: wgpu::Buffer,
+    /// Spans under which the chunk scratch is a ring of one token.
+    pub(crate) chunk_spans: wgpu::Buffer,
     pub(crate) partials: wgpu::Buffer,
     pub(crate) logits: wgpu::Buffer,
     pub(crate) layers: Vec<LayerCache>,
@@ -185,6 +187,7 @@ impl Buffers {
             up,
             k_chunk: allocator.storage("kvScratch", "k_chunk", setup.chunk_kv_bytes()),
             v_chunk: allocator.storage("kvScratch", "v_chunk", setup.chunk_kv_bytes()),
+            chunk_spans: allocator.uniform_table("chunk_spans", &chunk_spans(setup)),
             partials: allocator.storage("activations", "partials", setup.partials_bytes()),
             logits: allocator.storage("activations", "logits", logits_bytes),
             layers,
@@ -221,6 +224,7 @@ impl Buffers {
             &self.up,
             &self.k_chunk,
             &self.v_chunk,
+            &self.chunk_spans,
             &self.partials,
             &self.logits,
             &self.stops,
@@ -264,6 +268,18 @@ impl LayerCache {
             item_count: u32::try_from(items.len()).unwrap_or(u32::MAX),
         }
     }
+}
+
+/// Spans under which a KV head's row of the chunk's first token is a ring of its own.
+fn chunk_spans(setup: &Setup) -> Vec<HeadSpan> {
+    (0..setup.heads().kv_heads)
+        .map(|kv_head| HeadSpan {
+            sink: 0,
+            window: 1,
+            ring: 1,
+            slot_offset: kv_head,
+        })
+        .collect()
 }
 
 /// `[position][head_dim / 2]` pairs of cosine and sine.

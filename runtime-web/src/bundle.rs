@@ -91,15 +91,18 @@ impl Bundle {
         })
     }
 
-    /// An engine with its weights, ready for tokens.
+    /// The bundle's model under `plan` at a declared context.
+    pub fn setup(&self, plan: Plan, context: u32) -> Result<Setup, BundleError> {
+        Ok(Setup::new(self.manifest.clone(), plan, context)?)
+    }
+
+    /// An engine with its weights, ready for tokens. The setup is one of this bundle.
     pub async fn engine(
         &self,
-        plan: Plan,
-        context: u32,
+        setup: Setup,
         gpu: GpuOptions,
         options: EngineOptions,
     ) -> Result<Engine, BundleError> {
-        let setup = Setup::new(self.manifest.clone(), plan, context)?;
         let gpu = Gpu::open(gpu, setup.needs()).await?;
         let mut engine = Engine::new(gpu, setup, options).await?;
         self.load(&mut engine)?;

@@ -14,14 +14,11 @@ use crate::decode::Flight;
 use crate::error::{EngineError, Result};
 use crate::gpu::Gpu;
 use crate::pipelines::Pipelines;
+use crate::portion::{Portion, clock};
 use crate::program::{DecodeKernels, Program, Step};
 use crate::setup::Setup;
 use crate::weights::WeightBuffers;
 
-/// Multiplications in one submit at most, so that a slow device stays responsive: about 0.1 to 0.2 s at 50 GMAC/s.
-const SUBMIT_WORK: u64 = 8 << 30;
-/// The same for a software adapter.
-const SUBMIT_WORK_SOFTWARE: u64 = 2 << 30;
 /// Prefill chunk of a software adapter, where a whole one takes seconds.
 const CHUNK_SOFTWARE: u32 = 64;
 
@@ -48,6 +45,7 @@ pub struct Engine {
     pub(crate) program: Program,
     ledger: Ledger,
     chunk: u32,
+    portion: Portion,
     loaded: bool,
     /// Tokens in the cache.
     pub(crate) len: u32,
@@ -125,6 +123,7 @@ impl Engine {
             program,
             ledger,
             chunk,
+            portion: Portion::new(),
             loaded: false,
             len: 0,
             longest: 0,
@@ -197,11 +196,13 @@ impl Engine {
             .queue
             .write_buffer(&self.buffers.tokens, 0, bytemuck::cast_slice(&ids[..taken]));
         self.write_state(len);
-        self.submit_chunk(len, taken == ids.len());
+        let started = clock();
+        let work = self.submit_chunk(len, taken == ids.len());
         // Before the wait: what was submitted will be in the cache even if nobody waits for it.
         self.advance(len);
         self.has_logits = taken == ids.len();
         self.gpu.done().await?;
+        self.portion.took(work, clock() - started);
         Ok(taken)
     }
 
@@ -342,7 +343,7 @@ impl Engine {
         self.program.decode_dispatches()
     }
 
-    /// A layer's K and V rings: rows of f16, laid out by `moa_mask::memory::slot_offsets` and
+    /// A layer's K and V rings: rows as [`Setup::kv_format`] says, laid out by `moa_mask::memory::slot_offsets` and
     /// `moa_mask::RingLayout`. For snapshots, and for tests that poison what no head may see.
     pub fn kv_buffers(&self, layer: usize) -> Option<(&wgpu::Buffer, &wgpu::Buffer)> {
         self.buffers
@@ -431,33 +432,30 @@ impl Engine {
         }
     }
 
-    /// Submits a chunk in portions that stay short.
-    fn submit_chunk(&self, len: u32, with_logits: bool) {
-        let limit = if self.gpu.is_software() {
-            SUBMIT_WORK_SOFTWARE
-        } else {
-            SUBMIT_WORK
-        };
+    /// Submits a chunk in portions that stay short; how many multiplications it is.
+    fn submit_chunk(&self, len: u32, with_logits: bool) -> u64 {
         let end = self.len + len;
         let shape = self.setup.heads();
         let mut portion: Vec<&Step> = self.program.embedding.iter().collect();
-        let mut work = 0;
+        let (mut work, mut all) = (0, 0);
         for (index, layer) in self.program.layers.iter().enumerate() {
             let keys = self.setup.visible_keys(index, end)
                 * u64::from(shape.gqa_group() * shape.head_dim * 2);
             let layer_work = u64::from(len) * (layer.weights + keys);
-            if work > 0 && work + layer_work > limit {
+            if work > 0 && work + layer_work > self.portion.work() {
                 self.submit_steps(&portion, len);
                 portion.clear();
                 work = 0;
             }
             work += layer_work;
+            all += layer_work;
             portion.extend(&layer.prefill);
         }
         if with_logits {
             portion.extend(&self.program.logits);
         }
         self.submit_steps(&portion, len);
+        all
     }
 
     fn submit_steps(&self, steps: &[&Step], len: u32) {

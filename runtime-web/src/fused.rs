@@ -1,13 +1,15 @@
 //! Decode's dispatches with several operations each: norms, biases, rotation, the way into the ring, gates and
-//! residuals inside the projections. Six to a layer: qkv, attention in parts, their joining, `o_proj`, gate and up, down.
+//! residuals inside the projections. Six to a layer: qkv, attention in parts, their joining, `o_proj`, gate and up, down;
+//! seven where keys and values are rounded to bytes, for which a workgroup must see a whole row.
 //!
 //! A fused kernel binds one window of a weight buffer and finds its tensors by their places. Where tensors do not
 //! share a window or a type, the separate kernels of `program` take their part; nothing else differs.
 
 use bytemuck::bytes_of;
 use moa_format::{FINAL_NORM, TensorEntry, layer_tensor};
+use moa_mask::KvFormat;
 use moa_mask::abi::{GateUpParams, QUANT_GROUP, QkvParams};
-use moa_shaders::{Kernel, KvTarget, Lanes, VectorType, WeightType};
+use moa_shaders::{Kernel, Lanes, VectorType, WeightType};
 
 use crate::buffers::LayerCache;
 use crate::error::Result;
@@ -52,10 +54,7 @@ impl<'a> Builder<'a, '_> {
         let name = |part: &str| layer_tensor(layer, part);
         let mut steps = match self.qkv(layer, cache)? {
             Some(steps) => steps,
-            None => {
-                let rope = self.rope(KvTarget::Ring, cache, &cache.k, &cache.v);
-                [before, vec![rope]].concat()
-            }
+            None => [before, self.rope_decode(cache)].concat(),
         };
         steps.extend(self.attend_decode(cache));
         steps.extend(self.project(
@@ -103,7 +102,10 @@ impl<'a> Builder<'a, '_> {
         let mut steps = Vec::new();
         for run in weights.runs(tensor)? {
             let params = self.run_params(&run);
-            let lanes = lanes(run.rows, run.cols);
+            let lanes = match lanes(run.rows, run.cols) {
+                Lanes::L64 if norm.is_none() => Lanes::L64Two,
+                lanes => lanes,
+            };
             let kernel = Kernel::Project {
                 weight: run.weight,
                 norm: kind,
@@ -206,6 +208,10 @@ impl<'a> Builder<'a, '_> {
                 reserved_1: 0,
             }));
             let buffers = self.buffers;
+            let (k, v, spans) = match self.setup.kv_format() {
+                KvFormat::Sixteen => (&cache.k, &cache.v, &cache.spans),
+                KvFormat::Int8 => (&buffers.k_chunk, &buffers.v_chunk, &buffers.chunk_spans),
+            };
             let bindings = [
                 ("params", params.as_entire_buffer_binding()),
                 ("state", buffers.state.as_entire_buffer_binding()),
@@ -214,12 +220,15 @@ impl<'a> Builder<'a, '_> {
                 ("table", buffers.rope.as_entire_buffer_binding()),
                 ("words", window.binding.clone()),
                 ("q", buffers.q.as_entire_buffer_binding()),
-                ("k_ring", cache.k.as_entire_buffer_binding()),
-                ("v_ring", cache.v.as_entire_buffer_binding()),
-                ("spans", cache.spans.as_entire_buffer_binding()),
+                ("k_ring", k.as_entire_buffer_binding()),
+                ("v_ring", v.as_entire_buffer_binding()),
+                ("spans", spans.as_entire_buffer_binding()),
             ];
             let grid = Grid::Once((4 * count).div_ceil(lanes.rows()));
             steps.push(self.step_of(kernel, grid, &bindings));
+        }
+        if self.setup.kv_format() == KvFormat::Int8 {
+            steps.push(self.commit(cache));
         }
         Ok(Some(steps))
     }

@@ -8,6 +8,7 @@
 //! the bindings in a browser) and in nothing else. There is deliberately no CPU fallback, and no tokenizer: the
 //! engine takes and gives token ids.
 
+mod attend;
 mod buffers;
 mod decode;
 mod engine;
@@ -19,6 +20,7 @@ mod gpu;
 #[cfg(not(target_arch = "wasm32"))]
 mod pace;
 mod pipelines;
+mod portion;
 #[cfg(not(target_arch = "wasm32"))]
 mod probe;
 mod program;

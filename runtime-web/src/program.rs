@@ -7,7 +7,7 @@ use bytemuck::bytes_of;
 use moa_format::{EMBEDDING, FINAL_NORM, TensorEntry, layer_tensor};
 use moa_mask::abi::{PieceParams, ProjectParams, RowParams};
 use moa_shaders::{
-    ATTENTION_ROWS, ELEMENT_THREADS, Kernel, KvTarget, MATMUL_TILE, MATVEC_ROWS, VectorType,
+    ATTENTION_ROWS, ELEMENT_THREADS, Kernel, MATMUL_TILE, MATVEC_ROWS, MatmulThreads, VectorType,
 };
 
 use crate::buffers::{Allocator, Buffers, LayerCache};
@@ -18,6 +18,8 @@ use crate::weights::{BoundPiece, Run, WeightBuffers};
 
 /// Tokens up to which a weight matrix is read once a token: a tile of `matmul` would be mostly empty.
 const FEW_TOKENS: u32 = 4;
+/// Rows of a matrix below which a chunk's tiles of 64 tokens would leave large devices without work.
+const FEW_ROWS: u32 = 1024;
 /// What WebGPU allows in one dimension of a dispatch.
 const MAX_WORKGROUPS: u32 = 65_535;
 
@@ -29,7 +31,7 @@ pub(crate) enum Grid {
     /// So many for each token.
     Tokens(u32),
     /// Tiles of tokens and rows; by token where few are in flight.
-    Linear { rows: u32 },
+    Linear { rows: u32, tile_tokens: u32 },
     /// Tiles of query rows for each KV head.
     Attention { gqa_group: u32, kv_heads: u32 },
 }
@@ -63,12 +65,12 @@ impl Step {
         let (x, y) = match self.grid {
             Grid::Once(x) => (x, 1),
             Grid::Tokens(x) => (x, len),
-            Grid::Linear { rows } => match &self.few {
+            Grid::Linear { rows, tile_tokens } => match &self.few {
                 Some(few) if len <= FEW_TOKENS => {
                     pipeline = few;
                     (rows.div_ceil(MATVEC_ROWS), len)
                 }
-                _ => (rows.div_ceil(MATMUL_TILE), len.div_ceil(MATMUL_TILE)),
+                _ => (rows.div_ceil(MATMUL_TILE), len.div_ceil(tile_tokens)),
             },
             Grid::Attention {
                 gqa_group,
@@ -103,7 +105,8 @@ pub(crate) struct Program {
 }
 
 /// Whether decode runs the kernels that do several things at once, or the same operations one by one: what the fused
-/// kernels are measured against, and what serves the few tensors that they do not.
+/// kernels are measured against, and what serves the few tensors that they do not. Prefill multiplies in large workgroups
+/// with the former, in small ones with the latter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DecodeKernels {
     /// Norms, rotation, the way into the ring, gates and residuals inside the projections.
@@ -231,7 +234,12 @@ impl<'a> Builder<'a, '_> {
         self.params(bytes_of(&params))
     }
 
-    fn step(&mut self, kernel: Kernel, grid: Grid, buffers: &[(&str, &wgpu::Buffer)]) -> Step {
+    pub(crate) fn step(
+        &mut self,
+        kernel: Kernel,
+        grid: Grid,
+        buffers: &[(&str, &wgpu::Buffer)],
+    ) -> Step {
         let bindings: Vec<_> = buffers
             .iter()
             .map(|(name, buffer)| (*name, buffer.as_entire_buffer_binding()))
@@ -348,10 +356,16 @@ impl<'a> Builder<'a, '_> {
         let mut steps = Vec::new();
         for piece in weights.pieces(tensor)? {
             let weight = piece.weight;
+            let threads = match self.kernels {
+                DecodeKernels::Separate => MatmulThreads::Narrow,
+                DecodeKernels::Fused if piece.rows < FEW_ROWS => MatmulThreads::Short,
+                DecodeKernels::Fused => MatmulThreads::Wide,
+            };
             let matmul = Kernel::Matmul {
                 weight,
                 bias: kind,
                 add,
+                threads,
             };
             let matvec = Kernel::Matvec {
                 weight,
@@ -380,7 +394,10 @@ impl<'a> Builder<'a, '_> {
                 self.step_of(matvec, Grid::Once(workgroups), &bindings)
             } else {
                 let few = self.pipelines.pipeline(matvec);
-                let grid = Grid::Linear { rows: piece.rows };
+                let grid = Grid::Linear {
+                    rows: piece.rows,
+                    tile_tokens: threads.tokens(),
+                };
                 Step {
                     few: Some(few),
                     ..self.step_of(matmul, grid, &bindings)
@@ -470,18 +487,15 @@ impl<'a> Builder<'a, '_> {
         ]
         .concat();
         let decode = match self.kernels {
-            DecodeKernels::Separate => {
-                let rope = self.rope(KvTarget::Ring, cache, &cache.k, &cache.v);
-                [
-                    before,
-                    vec![rope],
-                    self.attend_decode(cache),
-                    out,
-                    gate_up,
-                    down,
-                ]
-                .concat()
-            }
+            DecodeKernels::Separate => [
+                before,
+                self.rope_decode(cache),
+                self.attend_decode(cache),
+                out,
+                gate_up,
+                down,
+            ]
+            .concat(),
             DecodeKernels::Fused => self.fused_layer(layer, cache, before, gate_up)?,
         };
         Ok(LayerSteps {
@@ -489,98 +503,6 @@ impl<'a> Builder<'a, '_> {
             decode,
             weights,
         })
-    }
-
-    pub(crate) fn rope(
-        &mut self,
-        target: KvTarget,
-        cache: &LayerCache,
-        k_out: &wgpu::Buffer,
-        v_out: &wgpu::Buffer,
-    ) -> Step {
-        let buffers = self.buffers;
-        let shape = self.setup.heads();
-        let units = (shape.heads + 2 * shape.kv_heads) * (shape.head_dim / 4);
-        self.step(
-            Kernel::Rope(target),
-            Grid::Tokens(units.div_ceil(ELEMENT_THREADS)),
-            &[
-                ("state", &buffers.state),
-                ("q", &buffers.q),
-                ("k", &buffers.k),
-                ("v", &buffers.v),
-                ("table", &buffers.rope),
-                ("k_out", k_out),
-                ("v_out", v_out),
-                ("spans", &cache.spans),
-            ],
-        )
-    }
-
-    /// Into the chunk scratch, attention over ring and chunk, then the commit.
-    fn attend_prefill(&mut self, cache: &LayerCache) -> Vec<Step> {
-        let buffers = self.buffers;
-        let shape = self.setup.heads();
-        let rope = self.rope(KvTarget::Chunk, cache, &buffers.k_chunk, &buffers.v_chunk);
-        let attention = self.step(
-            Kernel::AttentionPrefill,
-            Grid::Attention {
-                gqa_group: shape.gqa_group(),
-                kv_heads: shape.kv_heads,
-            },
-            &[
-                ("state", &buffers.state),
-                ("q", &buffers.q),
-                ("k_ring", &cache.k),
-                ("v_ring", &cache.v),
-                ("k_chunk", &buffers.k_chunk),
-                ("v_chunk", &buffers.v_chunk),
-                ("spans", &cache.spans),
-                ("y", &buffers.attended),
-            ],
-        );
-        let commit = self.step(
-            Kernel::KvCommit,
-            Grid::Tokens((shape.kv_heads * shape.head_dim / 4).div_ceil(ELEMENT_THREADS)),
-            &[
-                ("state", &buffers.state),
-                ("spans", &cache.spans),
-                ("k_chunk", &buffers.k_chunk),
-                ("v_chunk", &buffers.v_chunk),
-                ("k_ring", &cache.k),
-                ("v_ring", &cache.v),
-            ],
-        );
-        vec![rope, attention, commit]
-    }
-
-    /// Attention over the ring in parts, and their joining.
-    pub(crate) fn attend_decode(&mut self, cache: &LayerCache) -> Vec<Step> {
-        let buffers = self.buffers;
-        let shape = self.setup.heads();
-        let attention = self.step(
-            Kernel::AttentionDecode,
-            Grid::Once(cache.item_count),
-            &[
-                ("state", &buffers.state),
-                ("q", &buffers.q),
-                ("k_ring", &cache.k),
-                ("v_ring", &cache.v),
-                ("spans", &cache.spans),
-                ("items", &cache.items),
-                ("partials", &buffers.partials),
-            ],
-        );
-        let merge = self.step(
-            Kernel::MergeLse,
-            Grid::Once(shape.heads),
-            &[
-                ("partials", &buffers.partials),
-                ("heads", &cache.parts),
-                ("y", &buffers.attended),
-            ],
-        );
-        vec![attention, merge]
     }
 
     fn logits(&mut self) -> Result<Vec<Step>> {

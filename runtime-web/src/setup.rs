@@ -5,7 +5,7 @@ use moa_format::{
     DType, FormatError, KV_VALUE_BYTES, Manifest, ModelConfig, Plan, TensorEntry, TensorRole,
 };
 use moa_mask::density::kv_density;
-use moa_mask::{HeadMask, KvBytes, ModelMasks, PREFILL_CHUNK, SLACK, memory};
+use moa_mask::{HeadMask, KvBytes, KvFormat, ModelMasks, PREFILL_CHUNK, SLACK, memory};
 use moa_shaders::{HeadShape, VectorType, WeightType};
 
 use crate::error::{EngineError, Result};
@@ -21,6 +21,7 @@ pub struct Setup {
     context: u32,
     masks: ModelMasks,
     heads: HeadShape,
+    kv_format: KvFormat,
 }
 
 /// What the KV memory of a setup takes, exactly, in bytes.
@@ -71,9 +72,23 @@ impl Setup {
             context,
             masks,
             heads,
+            kv_format: KvFormat::Sixteen,
         };
         setup.check_tensors()?;
         Ok(setup)
+    }
+
+    /// The same with caches kept in `format`; 16 bits a value is the default.
+    pub fn with_kv_format(self, format: KvFormat) -> Self {
+        Self {
+            kv_format: format,
+            ..self
+        }
+    }
+
+    /// How keys and values are kept.
+    pub fn kv_format(&self) -> KvFormat {
+        self.kv_format
     }
 
     /// The plan that `name` means: the file given, be it a bundle's `plan-<name>.bin` or plan JSON for people, or
@@ -136,7 +151,7 @@ impl Setup {
     pub fn kv_report(&self) -> Result<KvReport> {
         let shape = self.config().kv_shape();
         let KvBytes { cache, scratch } = shape
-            .kv_bytes(&self.masks, self.context, PREFILL_CHUNK, KV_VALUE_BYTES)
+            .format_bytes(&self.masks, self.context, PREFILL_CHUNK, self.kv_format)
             .map_err(|source| EngineError::Plan {
                 source: source.into(),
             })?;
@@ -169,7 +184,8 @@ impl Setup {
 
     /// Bytes of the K (or V) of a prefill chunk.
     pub(crate) fn chunk_kv_bytes(&self) -> u64 {
-        u64::from(self.chunk_capacity()) * u64::from(self.heads.kv_heads) * self.row_bytes()
+        let row = KvFormat::Sixteen.row_bytes(self.heads.head_dim);
+        u64::from(self.chunk_capacity()) * u64::from(self.heads.kv_heads) * row
     }
 
     /// Bytes of the (cos, sin) table.
@@ -191,7 +207,7 @@ impl Setup {
     }
 
     fn row_bytes(&self) -> u64 {
-        u64::from(self.heads.head_dim) * KV_VALUE_BYTES
+        self.kv_format.row_bytes(self.heads.head_dim)
     }
 
     /// The largest buffer and the largest binding, for the device's limits.

@@ -95,7 +95,7 @@ impl Engine {
             let (steps, bytes) = kernels.entry(&step.label).or_default();
             steps.push(step);
             *bytes += step.weight_bytes;
-            if step.label == "attention_decode" {
+            if step.label.starts_with("attention_decode") {
                 *bytes += self.setup.visible_bytes(layer, self.len + 1);
                 layer += 1;
             }

@@ -4,18 +4,12 @@
 //! every entry has the same number of keys to read at most.
 
 use moa_mask::HeadMask;
-use moa_mask::abi::{DECODE_KEYS, DecodeItem, HeadParts};
+use moa_mask::abi::{DecodeItem, HeadParts};
 use moa_shaders::HeadShape;
 
-/// Keys of a part at most. Short spans are cut finer, so that there are workgroups enough for every core, and each is
-/// soon done; long ones have enough of them, and joining many parts costs too.
-const fn keys_per_part(span: u32) -> u32 {
-    if span <= 8192 {
-        DECODE_KEYS / 2
-    } else {
-        DECODE_KEYS
-    }
-}
+/// Entries of a layer that are aimed at: enough for every core to have several, and few enough that what each of them
+/// begins and ends with, and the joining of their results, is little beside the keys.
+const ENTRIES: u32 = 512;
 
 /// Entries for workgroups, and for each query head where its partial results lie.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,12 +22,15 @@ pub(crate) struct WorkList {
 impl WorkList {
     pub(crate) fn new(layer: &[HeadMask], context: u32, shape: HeadShape) -> Self {
         let served = shape.heads_per_item();
+        let rounds = |mask: &HeadMask| mask.span().min(context).div_ceil(shape.decode_round());
+        let all: u32 = layer.iter().map(rounds).sum::<u32>() * (shape.gqa_group() / served);
+        // The same for every head, so that all entries take equally long.
+        let rounds_per_part = all.div_ceil(ENTRIES).max(1);
         let mut items = Vec::new();
         let mut heads = Vec::new();
         let mut partial = 0;
         for (kv_head, mask) in (0..shape.kv_heads).zip(layer) {
-            let span = mask.span().min(context);
-            let parts = span.div_ceil(keys_per_part(span)).max(1);
+            let parts = rounds(mask).div_ceil(rounds_per_part).max(1);
             for first in (0..shape.gqa_group()).step_by(served as usize) {
                 let first_head = kv_head * shape.gqa_group() + first;
                 items.extend((0..parts).map(|part| DecodeItem {
@@ -78,10 +75,11 @@ mod tests {
         let layer = [HeadMask::from_span(100, 64), HeadMask::DENSE];
         let list = WorkList::new(&layer, 1000, shape);
         assert_eq!(shape.heads_per_item(), 6, "half a group of 12");
+        assert_eq!(shape.decode_round(), 16, "8 lanes, two keys of each");
         assert_eq!(
             list.items.len(),
-            2 * 2 + 2 * 16,
-            "ceil(100 / 64), and ceil(1000 / 64)"
+            2 * 7 + 2 * 63,
+            "ceil(100 / 16), and ceil(1000 / 16)"
         );
         assert_eq!(list.heads.len(), 24);
         let mut seen = vec![false; usize::try_from(list.partials()).unwrap()];
@@ -102,23 +100,29 @@ mod tests {
     }
 
     #[test]
-    fn no_part_has_more_keys_than_a_workgroup_serves() {
+    fn long_spans_have_longer_parts_and_not_more_of_them() {
         let shape = HeadShape {
-            heads: 1,
-            kv_heads: 1,
+            heads: 8,
+            kv_heads: 2,
             head_dim: 64,
         };
-        for span in [1, 64, 255, 256, 257, 512, 1000] {
-            let mask = HeadMask {
-                sink: 0,
-                window: span,
-            };
-            for context in [1, 100, 256, 300, 5000] {
-                let list = WorkList::new(&[mask], context, shape);
-                for q_pos in 0..context {
-                    assert!(mask.visible(q_pos).div_ceil(list.items[0].parts) <= DECODE_KEYS);
-                }
-            }
+        let round = shape.decode_round();
+        assert_eq!(round, 64);
+        for (short, long) in [(1, 64), (300, 5000), (4096, 131_072), (131_072, 131_072)] {
+            let layer = [short, long].map(|window| HeadMask { sink: 0, window });
+            let list = WorkList::new(&layer, 131_072, shape);
+            assert!(list.items.len() <= ENTRIES as usize + layer.len());
+            let keys = layer.map(|mask| {
+                let items = list
+                    .items
+                    .iter()
+                    .find(|item| mask == layer[item.kv_head as usize]);
+                mask.visible(131_071)
+                    .div_ceil(items.unwrap().parts)
+                    .div_ceil(round)
+            });
+            assert!(keys[0] <= keys[1], "{short}, {long}: {keys:?}");
+            assert!(keys[1] > 1 || long < 131_072, "{short}, {long}: {keys:?}");
         }
     }
 }

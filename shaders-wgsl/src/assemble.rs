@@ -3,13 +3,14 @@
 
 use std::fmt::Write as _;
 
-use moa_mask::abi;
+use moa_mask::{KvFormat, abi};
 
-use crate::{HeadShape, Kernel, KvTarget, Lanes, VectorType, WeightType};
+use crate::{HeadShape, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
 
 const MASK: &str = include_str!("../wgsl/shared/mask.wgsl");
 const KV_ROW_CHUNK: &str = include_str!("../wgsl/shared/kv_row_chunk.wgsl");
 const KV_ROW_RING: &str = include_str!("../wgsl/shared/kv_row_ring.wgsl");
+const PARTS: &str = include_str!("../wgsl/shared/parts.wgsl");
 const CHOOSE: &str = include_str!("../wgsl/shared/choose.wgsl");
 const VECTOR_NONE: &str = include_str!("../wgsl/shared/vector_none.wgsl");
 
@@ -77,8 +78,34 @@ const fn bias(bias: Option<VectorType>) -> &'static str {
     }
 }
 
+/// Cached rows, eight channels at a time.
+const fn kv(format: KvFormat) -> &'static str {
+    match format {
+        KvFormat::Sixteen => include_str!("../wgsl/shared/kv_f16.wgsl"),
+        KvFormat::Int8 => include_str!("../wgsl/shared/kv_int8.wgsl"),
+    }
+}
+
+/// Cached rows, four channels at a time.
+const fn ring(format: KvFormat) -> &'static str {
+    match format {
+        KvFormat::Sixteen => include_str!("../wgsl/shared/ring_f16.wgsl"),
+        KvFormat::Int8 => include_str!("../wgsl/shared/ring_int8.wgsl"),
+    }
+}
+
+/// One value for each query head that decode attention serves at once.
+const fn heads(served: u32) -> &'static str {
+    match served {
+        1 => include_str!("../wgsl/shared/heads_1.wgsl"),
+        2 => include_str!("../wgsl/shared/heads_2.wgsl"),
+        3 | 4 => include_str!("../wgsl/shared/heads_4.wgsl"),
+        _ => include_str!("../wgsl/shared/heads_8.wgsl"),
+    }
+}
+
 impl Kernel {
-    fn shared(self) -> Vec<&'static str> {
+    fn shared(self, shape: HeadShape) -> Vec<&'static str> {
         match self {
             Self::Embedding(weight) => [blocks(weight), &[ROWS_IN_PIECES]].concat(),
             Self::RmsNorm(kind) => vec![vector(kind)],
@@ -103,9 +130,14 @@ impl Kernel {
             } => [blocks(weight), &[MASK, norm(kind), bias(added), FOUR_ROWS]].concat(),
             Self::Rope(KvTarget::Chunk) => vec![KV_ROW_CHUNK],
             Self::Rope(KvTarget::Ring) => vec![MASK, KV_ROW_RING],
-            Self::KvCommit | Self::AttentionPrefill | Self::AttentionDecode => vec![MASK],
+            Self::KvCommit(_) => vec![MASK],
+            Self::AttentionPrefill(format) => vec![MASK, ring(format)],
+            Self::AttentionDecode(format) => {
+                vec![MASK, PARTS, kv(format), heads(shape.heads_per_item())]
+            }
+            Self::MergeLse => vec![MASK, PARTS],
             Self::Argmax | Self::Sample => vec![CHOOSE],
-            Self::MergeLse | Self::Swiglu => Vec::new(),
+            Self::Swiglu => Vec::new(),
         }
     }
 
@@ -113,15 +145,23 @@ impl Kernel {
         match self {
             Self::Embedding(_) => include_str!("../wgsl/embedding.wgsl"),
             Self::RmsNorm(_) => include_str!("../wgsl/rms_norm.wgsl"),
-            Self::Matmul { .. } => include_str!("../wgsl/matmul.wgsl"),
+            Self::Matmul {
+                threads: MatmulThreads::Wide | MatmulThreads::Short,
+                ..
+            } => include_str!("../wgsl/matmul.wgsl"),
+            Self::Matmul {
+                threads: MatmulThreads::Narrow,
+                ..
+            } => include_str!("../wgsl/variants/matmul_narrow.wgsl"),
             Self::Matvec { .. } => include_str!("../wgsl/matvec.wgsl"),
             Self::Project { .. } => include_str!("../wgsl/project.wgsl"),
             Self::Qkv { .. } => include_str!("../wgsl/qkv.wgsl"),
             Self::GateUp { .. } => include_str!("../wgsl/gate_up.wgsl"),
             Self::Rope(_) => include_str!("../wgsl/rope.wgsl"),
-            Self::KvCommit => include_str!("../wgsl/kv_commit.wgsl"),
-            Self::AttentionPrefill => include_str!("../wgsl/attention_prefill.wgsl"),
-            Self::AttentionDecode => include_str!("../wgsl/attention_decode.wgsl"),
+            Self::KvCommit(KvFormat::Sixteen) => include_str!("../wgsl/kv_commit.wgsl"),
+            Self::KvCommit(KvFormat::Int8) => include_str!("../wgsl/variants/kv_commit_int8.wgsl"),
+            Self::AttentionPrefill(_) => include_str!("../wgsl/attention_prefill.wgsl"),
+            Self::AttentionDecode(_) => include_str!("../wgsl/attention_decode.wgsl"),
             Self::MergeLse => include_str!("../wgsl/merge_lse.wgsl"),
             Self::Swiglu => include_str!("../wgsl/swiglu.wgsl"),
             Self::Argmax => include_str!("../wgsl/argmax.wgsl"),
@@ -133,7 +173,7 @@ impl Kernel {
     pub fn source(self, shape: HeadShape) -> String {
         let mut text = abi::wgsl_prelude();
         text.push_str(&constants(self, shape));
-        for part in self.shared() {
+        for part in self.shared(shape) {
             text.push('\n');
             text.push_str(part);
         }
@@ -151,6 +191,8 @@ fn constants(kernel: Kernel, shape: HeadShape) -> String {
         ("HEAD_DIM", shape.head_dim),
         ("GQA_GROUP", shape.gqa_group()),
         ("HEADS_PER_ITEM", shape.heads_per_item()),
+        ("DECODE_ROUND", shape.decode_round()),
+        ("MERGE_CHANNELS", shape.merge_channels()),
     ] {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "const {name}: u32 = {value}u;");
@@ -170,12 +212,16 @@ fn constants(kernel: Kernel, shape: HeadShape) -> String {
     {
         let _ = writeln!(text, "const ADD_TO_Y: bool = {add};");
     }
+    if let Kernel::Matmul { threads, .. } = kernel {
+        let _ = writeln!(text, "const TILE_TOKENS: u32 = {}u;", threads.tokens());
+    }
     if let Kernel::Project { lanes, .. }
     | Kernel::Qkv { lanes, .. }
     | Kernel::GateUp { lanes, .. } = kernel
     {
         let _ = writeln!(text, "const THREADS: u32 = {}u;", Lanes::THREADS);
         let _ = writeln!(text, "const LANES: u32 = {}u;", lanes.lanes());
+        let _ = writeln!(text, "const SET_ROWS: u32 = {}u;", lanes.set_rows());
     }
     text
 }
@@ -187,19 +233,28 @@ pub fn permutations() -> Vec<Kernel> {
         list.push(Kernel::Embedding(weight));
         for bias in [None, Some(VectorType::F16), Some(VectorType::F32)] {
             for add in [false, true] {
-                list.push(Kernel::Matmul { weight, bias, add });
+                list.extend(MatmulThreads::ALL.map(|threads| Kernel::Matmul {
+                    weight,
+                    bias,
+                    add,
+                    threads,
+                }));
                 list.push(Kernel::Matvec { weight, bias, add });
             }
         }
     }
     list.extend(WeightType::ALL.into_iter().flat_map(fused));
     list.extend(VectorType::ALL.map(Kernel::RmsNorm));
+    for format in [KvFormat::Sixteen, KvFormat::Int8] {
+        list.extend([
+            Kernel::KvCommit(format),
+            Kernel::AttentionPrefill(format),
+            Kernel::AttentionDecode(format),
+        ]);
+    }
     list.extend([
         Kernel::Rope(KvTarget::Chunk),
         Kernel::Rope(KvTarget::Ring),
-        Kernel::KvCommit,
-        Kernel::AttentionPrefill,
-        Kernel::AttentionDecode,
         Kernel::MergeLse,
         Kernel::Swiglu,
         Kernel::Argmax,
@@ -223,7 +278,14 @@ pub fn head_permutations() -> Vec<Kernel> {
 /// The fused kernels of a weight type. The variants that a model mixes freely (how work is shared, how norms and
 /// biases are stored) are all there; those that differ in one word of the source only are not multiplied further.
 fn fused(weight: WeightType) -> Vec<Kernel> {
-    let mut list = Vec::new();
+    let mut list: Vec<Kernel> = [true, false]
+        .map(|add| Kernel::Project {
+            weight,
+            norm: None,
+            add,
+            lanes: Lanes::L64Two,
+        })
+        .into();
     for lanes in Lanes::ALL {
         for (norm, add) in [
             (None, true),

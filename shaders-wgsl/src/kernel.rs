@@ -1,5 +1,7 @@
 //! The kernels by name, with the buffers that each of them binds.
 
+use moa_mask::KvFormat;
+
 /// How a weight matrix is stored; the layouts are those of `moa-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WeightType {
@@ -73,7 +75,7 @@ pub enum KvTarget {
     Ring,
 }
 
-/// How many of a workgroup's 256 threads share four rows of weights in the fused kernels.
+/// How many of a workgroup's 256 threads share how many rows of weights in the fused kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lanes {
     /// 16: for matrices with rows enough for every core.
@@ -82,27 +84,37 @@ pub enum Lanes {
     L32,
     /// 64: for few long rows.
     L64,
+    /// 64, for two rows: more workgroups of fewer rows. [`Kernel::Project`] alone has it.
+    L64Two,
 }
 
 impl Lanes {
-    /// Every choice.
+    /// Every choice for four rows.
     pub const ALL: [Self; 3] = [Self::L16, Self::L32, Self::L64];
 
     /// Threads of a workgroup.
     pub const THREADS: u32 = 256;
 
-    /// Threads that share four rows.
+    /// Threads that share rows.
     pub const fn lanes(self) -> u32 {
         match self {
             Self::L16 => 16,
             Self::L32 => 32,
-            Self::L64 => 64,
+            Self::L64 | Self::L64Two => 64,
+        }
+    }
+
+    /// Rows that they share.
+    pub const fn set_rows(self) -> u32 {
+        match self {
+            Self::L64Two => 2,
+            _ => 4,
         }
     }
 
     /// Rows of weights that a workgroup reads.
     pub const fn rows(self) -> u32 {
-        4 * Self::THREADS / self.lanes()
+        self.set_rows() * Self::THREADS / self.lanes()
     }
 
     /// The name in labels.
@@ -111,6 +123,31 @@ impl Lanes {
             Self::L16 => "l16",
             Self::L32 => "l32",
             Self::L64 => "l64",
+            Self::L64Two => "l64_two",
+        }
+    }
+}
+
+/// How a workgroup of [`Kernel::Matmul`] shares its 64 rows of 64 tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MatmulThreads {
+    /// Among 256 threads.
+    Wide,
+    /// Among 256 threads, and 32 tokens only: for matrices of few rows.
+    Short,
+    /// Among 64 threads: quicker on software adapters.
+    Narrow,
+}
+
+impl MatmulThreads {
+    /// Every choice.
+    pub const ALL: [Self; 3] = [Self::Wide, Self::Short, Self::Narrow];
+
+    /// Tokens of a workgroup.
+    pub const fn tokens(self) -> u32 {
+        match self {
+            Self::Wide | Self::Narrow => 64,
+            Self::Short => 32,
         }
     }
 }
@@ -130,6 +167,8 @@ pub enum Kernel {
         bias: Option<VectorType>,
         /// Whether the result is added to what the output holds: the residual.
         add: bool,
+        /// How work is shared.
+        threads: MatmulThreads,
     },
     /// One token against a weight piece; the same bindings as [`Kernel::Matmul`].
     Matvec {
@@ -174,11 +213,11 @@ pub enum Kernel {
     /// Rotates queries and keys, stores keys and values as f16.
     Rope(KvTarget),
     /// Chunk scratch into the rings.
-    KvCommit,
+    KvCommit(KvFormat),
     /// Attention of a chunk over ring and chunk.
-    AttentionPrefill,
+    AttentionPrefill(KvFormat),
     /// Attention of one token over the ring, in parts.
-    AttentionDecode,
+    AttentionDecode(KvFormat),
     /// Joins the parts of [`Kernel::AttentionDecode`].
     MergeLse,
     /// Gate and up, joined.
@@ -261,6 +300,9 @@ pub const CHECKED_SHAPES: [HeadShape; 7] = [
     },
 ];
 
+/// Threads of a workgroup of decode attention.
+const DECODE_THREADS: u32 = 128;
+
 /// A head shape for which there is no kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShapeError(pub HeadShape);
@@ -306,6 +348,21 @@ impl HeadShape {
             |heads: &u32| self.gqa_group().is_multiple_of(*heads) && heads * self.head_dim <= 1024;
         (1..=8).rev().find(fits).unwrap_or(1)
     }
+
+    /// Keys that a workgroup of decode attention takes at a time: four of each lane of `head_dim / 8` threads, two where
+    /// it serves more than four heads, for the same workgroup memory.
+    pub fn decode_round(self) -> u32 {
+        let lanes = (DECODE_THREADS / (self.head_dim / 8)).min(16);
+        lanes * if self.heads_per_item() > 4 { 2 } else { 4 }
+    }
+
+    /// Channels of a head that a workgroup of [`Kernel::MergeLse`] joins.
+    pub fn merge_channels(self) -> u32 {
+        [32, 16]
+            .into_iter()
+            .find(|channels| self.head_dim.is_multiple_of(*channels))
+            .unwrap_or(8)
+    }
 }
 
 impl Kernel {
@@ -320,9 +377,9 @@ impl Kernel {
             Self::Qkv { .. } => "qkv",
             Self::GateUp { .. } => "gate_up",
             Self::Rope(_) => "rope",
-            Self::KvCommit => "kv_commit",
-            Self::AttentionPrefill => "attention_prefill",
-            Self::AttentionDecode => "attention_decode",
+            Self::KvCommit(_) => "kv_commit",
+            Self::AttentionPrefill(_) => "attention_prefill",
+            Self::AttentionDecode(_) => "attention_decode",
             Self::MergeLse => "merge_lse",
             Self::Swiglu => "swiglu",
             Self::Argmax => "argmax",
@@ -336,9 +393,9 @@ impl Kernel {
             self,
             Self::Qkv { .. }
                 | Self::Rope(_)
-                | Self::KvCommit
-                | Self::AttentionPrefill
-                | Self::AttentionDecode
+                | Self::KvCommit(_)
+                | Self::AttentionPrefill(_)
+                | Self::AttentionDecode(_)
                 | Self::MergeLse
         )
     }
@@ -349,13 +406,24 @@ impl Kernel {
         match self {
             Self::Embedding(weight) => format!("{stem}.{}", weight.name()),
             Self::RmsNorm(vector) => format!("{stem}.{}", vector.name()),
-            Self::Matmul { weight, bias, add } | Self::Matvec { weight, bias, add } => {
+            Self::Matmul {
+                weight, bias, add, ..
+            }
+            | Self::Matvec { weight, bias, add } => {
                 let bias = bias.map_or(String::new(), |vector| format!(".bias_{}", vector.name()));
-                format!(
-                    "{stem}.{}{bias}{}",
-                    weight.name(),
-                    if add { ".add" } else { "" }
-                )
+                let narrow = match self {
+                    Self::Matmul {
+                        threads: MatmulThreads::Narrow,
+                        ..
+                    } => ".narrow",
+                    Self::Matmul {
+                        threads: MatmulThreads::Short,
+                        ..
+                    } => ".short",
+                    _ => "",
+                };
+                let add = if add { ".add" } else { "" };
+                format!("{stem}.{}{bias}{add}{narrow}", weight.name())
             }
             Self::Project {
                 weight,
@@ -389,6 +457,9 @@ impl Kernel {
             ),
             Self::Rope(KvTarget::Chunk) => format!("{stem}.chunk"),
             Self::Rope(KvTarget::Ring) => format!("{stem}.ring"),
+            Self::KvCommit(KvFormat::Int8)
+            | Self::AttentionPrefill(KvFormat::Int8)
+            | Self::AttentionDecode(KvFormat::Int8) => format!("{stem}.int8"),
             _ => stem.to_owned(),
         }
     }
@@ -397,8 +468,15 @@ impl Kernel {
     pub const fn workgroup_size(self) -> u32 {
         match self {
             Self::Project { .. } | Self::Qkv { .. } | Self::GateUp { .. } => Lanes::THREADS,
-            Self::AttentionDecode => 128,
-            Self::MergeLse | Self::Argmax | Self::Sample => 256,
+            Self::AttentionDecode(_) => DECODE_THREADS,
+            Self::AttentionPrefill(_) => 128,
+            Self::Matmul {
+                threads: MatmulThreads::Wide | MatmulThreads::Short,
+                ..
+            }
+            | Self::MergeLse
+            | Self::Argmax
+            | Self::Sample => 256,
             _ => 64,
         }
     }
@@ -486,7 +564,7 @@ impl Kernel {
                     add(8, "spans", Read);
                 }
             }
-            Self::KvCommit => {
+            Self::KvCommit(_) => {
                 add(1, "state", Read);
                 add(2, "spans", Read);
                 add(3, "k_chunk", Read);
@@ -494,7 +572,7 @@ impl Kernel {
                 add(5, "k_ring", ReadWrite);
                 add(6, "v_ring", ReadWrite);
             }
-            Self::AttentionPrefill => {
+            Self::AttentionPrefill(_) => {
                 add(1, "state", Read);
                 add(2, "q", Read);
                 add(3, "k_ring", Read);
@@ -504,19 +582,21 @@ impl Kernel {
                 add(7, "spans", Read);
                 add(8, "y", ReadWrite);
             }
-            Self::AttentionDecode => {
+            Self::AttentionDecode(_) => {
                 add(1, "state", Read);
                 add(2, "q", Read);
                 add(3, "k_ring", Read);
                 add(4, "v_ring", Read);
-                add(5, "spans", Read);
+                add(5, "spans", Uniform);
                 add(6, "items", Read);
                 add(7, "partials", ReadWrite);
             }
             Self::MergeLse => {
+                add(1, "state", Read);
                 add(2, "partials", Read);
                 add(3, "heads", Read);
                 add(4, "y", ReadWrite);
+                add(5, "spans", Uniform);
             }
             Self::Swiglu => {
                 add(0, "params", Uniform);

@@ -9,14 +9,14 @@ mod kernel;
 
 pub use assemble::{head_permutations, permutations};
 pub use kernel::{
-    Access, Binding, CHECKED_SHAPES, HeadShape, Kernel, KvTarget, Lanes, ShapeError, VectorType,
-    WeightType,
+    Access, Binding, CHECKED_SHAPES, HeadShape, Kernel, KvTarget, Lanes, MatmulThreads, ShapeError,
+    VectorType, WeightType,
 };
 
 /// The entry point of every kernel.
 pub const ENTRY_POINT: &str = "main";
 
-/// Tokens and rows of one workgroup of [`Kernel::Matmul`].
+/// Rows of one workgroup of [`Kernel::Matmul`]; tokens by [`MatmulThreads::tokens`].
 pub const MATMUL_TILE: u32 = 64;
 /// Rows of one workgroup of [`Kernel::Matvec`].
 pub const MATVEC_ROWS: u32 = 16;

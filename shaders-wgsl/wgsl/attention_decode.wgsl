@@ -1,19 +1,18 @@
 // Attention of the one query in flight over the cache, its own key included, split over a static work list.
 //
-// q  [heads][head_dim] f32, rotated            k_ring, v_ring  rows of f16 by ring_row
+// q  [heads][head_dim] f32, rotated            k_ring, v_ring  rows by ring_row
 // items  one entry a workgroup: a KV head, the query heads served (HEADS_PER_ITEM from first_head on), and which
-// part of the visible keys; at most DECODE_KEYS keys a part, so all workgroups are alike and the cost follows
-// the span, not the context. While fewer keys are there than the span allows, the parts are smaller.
+// part of the visible keys; the cost follows the span, not the context. With few keys only the first parts have any.
 // partials  [item][HEADS_PER_ITEM] rows of head_dim values, row_max, row_sum; merge_lse joins them
-// Grid: (items); a workgroup of 128. Only visible keys are touched: the list of keys is the sink's, then the
-// window's, and there is nothing to mask.
-// Numerics: f32, the part's maximum subtracted. Twin: reference/src/attention_decode.rs.
+// Grid: (items); a workgroup of 128. HEAD_DIM / 8 threads, a lane, share a key, each with 8 channels of every query
+// in registers; a round takes KEYS_PER_LANE keys of each lane. A lane has its own online softmax; lanes are joined at
+// the end. K and V of a round are on their way together. Only visible keys are touched: past the end of a part its last
+// key comes again, without weight.
+// Numerics: f32, the lane's maximum subtracted. Twin: reference/src/attention_decode.rs.
 
 @group(0) @binding(1) var<storage, read> state: StepState;
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> k_ring: array<vec4<u32>>;
-@group(0) @binding(4) var<storage, read> v_ring: array<vec4<u32>>;
-@group(0) @binding(5) var<storage, read> spans: array<HeadSpan>;
+@group(0) @binding(5) var<uniform> spans: array<HeadSpan, KV_HEADS>;
 @group(0) @binding(6) var<storage, read> items: array<DecodeItem>;
 @group(0) @binding(7) var<storage, read_write> partials: array<f32>;
 
@@ -21,167 +20,241 @@ const THREADS: u32 = 128u;
 const HEAD_DIM4: u32 = HEAD_DIM / 4u;
 const HEAD_DIM8: u32 = HEAD_DIM / 8u;
 const PARTIAL: u32 = HEAD_DIM + 2u;
-// In the weighted sum of V a thread holds eight channels; the threads beyond take other keys.
-const LANES: u32 = THREADS / HEAD_DIM8;
-// The lanes' sums of one head, [channel of eight][thread], and how many heads of them fit beside each other.
-const HEAD_SUMS: u32 = 8u * THREADS;
-const SCRATCH: u32 = max(2u * HEADS_PER_ITEM * DECODE_KEYS, HEAD_SUMS);
-const HEADS_PER_ROUND: u32 = SCRATCH / HEAD_SUMS;
+const LANES: u32 = DECODE_ROUND / KEYS_PER_LANE;
 
-var<workgroup> queries: array<vec4<f32>, HEADS_PER_ITEM * HEAD_DIM4>;
-// Halves of scores [head][half][key], then weights in the place of the first half, then the lanes' sums of some heads.
-var<workgroup> scores: array<f32, SCRATCH>;
-var<workgroup> key_rows: array<u32, DECODE_KEYS>;
-var<workgroup> sixteenths: array<f32, 128>;
+// Each thread's share of the scores of a round, [key of the round][thread of the lane]; sums over lanes in the end.
+var<workgroup> shares: array<Heads, DECODE_ROUND * HEAD_DIM8>;
+var<workgroup> scores: array<Heads, DECODE_ROUND>;
+// Each lane's sum of weights, then the part's maximum.
+var<workgroup> lane_sums: array<Heads, LANES + 1u>;
 
-fn dot8(words: vec4<u32>, head: u32, channel8: u32) -> f32 {
-    let low = vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
-    let high = vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w));
-    let at = head * HEAD_DIM4 + 2u * channel8;
-    return dot(low, queries[at]) + dot(high, queries[at + 1u]);
+struct Keys {
+    span: HeadSpan,
+    // Keys of the sink that come first.
+    sink_end: u32,
+    // Where in the ring the first key of the window lies.
+    ring_start: u32,
+    last: u32,
+}
+
+// The row of the nth visible key; past the end of the part its last key.
+fn row_of(keys: Keys, nth: u32) -> u32 {
+    let key = min(nth, keys.last);
+    let in_ring = keys.ring_start + (key - keys.sink_end);
+    let wrapped = select(in_ring, in_ring - keys.span.ring, in_ring >= keys.span.ring);
+    return keys.span.slot_offset + select(keys.span.sink + wrapped, key, key < keys.sink_end);
+}
+
+// A thread's share of the scores of one key.
+fn share_of(words: KvWords, low: array<Heads, 4>, high: array<Heads, 4>) -> Heads {
+    let a = low_channels(words);
+    let b = high_channels(words);
+    return ((low[0] * a.x + low[1] * a.y) + (low[2] * a.z + low[3] * a.w))
+        + ((high[0] * b.x + high[1] * b.y) + (high[2] * b.z + high[3] * b.w));
+}
+
+fn weighted(sums: array<Heads, 4>, weight: Heads, value: vec4<f32>) -> array<Heads, 4> {
+    return array<Heads, 4>(
+        sums[0] + weight * value.x,
+        sums[1] + weight * value.y,
+        sums[2] + weight * value.z,
+        sums[3] + weight * value.w,
+    );
+}
+
+fn scaled(sums: array<Heads, 4>, factor: Heads) -> array<Heads, 4> {
+    return array<Heads, 4>(
+        heads_product(sums[0], factor),
+        heads_product(sums[1], factor),
+        heads_product(sums[2], factor),
+        heads_product(sums[3], factor),
+    );
+}
+
+// Adds up over the lanes what lies in `shares`: of each thread's eight channels KEYS_PER_LANE from first_channel on.
+fn write_channels(item: u32, first_channel: u32, thread: u32) {
+    workgroupBarrier();
+    for (var index = thread; index < HEAD_DIM8 * KEYS_PER_LANE * HEADS_WIDTH; index += THREADS) {
+        let head = index % HEADS_WIDTH;
+        let channel = (index / HEADS_WIDTH) % KEYS_PER_LANE;
+        let channel8 = index / (HEADS_WIDTH * KEYS_PER_LANE);
+        if (head < HEADS_PER_ITEM) {
+            var sum = 0.0;
+            for (var lane = 0u; lane < LANES; lane += 1u) {
+                sum += share_of_head((channel * LANES + lane) * HEAD_DIM8 + channel8, head);
+            }
+            partials[(item * HEADS_PER_ITEM + head) * PARTIAL + 8u * channel8 + first_channel + channel] = sum;
+        }
+    }
 }
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    if (state.len == 0u) {
-        return;
-    }
     let item = items[group.x];
     let span = spans[item.kv_head];
     let q_pos = state.start;
-    // The visible keys in order: sink_end of the sink, then those from local_start to q_pos.
-    let sink_end = min(span.sink, q_pos + 1u);
-    let local_start = window_start(span, q_pos);
-    let visible = sink_end + (max(q_pos + 1u, local_start) - local_start);
-    let share = (visible + item.parts - 1u) / item.parts;
-    let first = min(item.part * share, visible);
-    let keys = min(share, visible - first);
-    if (keys == 0u) {
-        // Nobody reads the sum of a part without keys.
-        if (thread < HEADS_PER_ITEM) {
-            let at = (group.x * HEADS_PER_ITEM + thread) * PARTIAL + HEAD_DIM;
-            partials[at] = UNSEEN;
-            partials[at + 1u] = 0.0;
-        }
+    let visible = visible_keys(span, q_pos);
+    let share = keys_per_part(visible, item.parts);
+    let first = item.part * share;
+    // Nobody reads the result of a part without keys.
+    if (state.len == 0u || first >= visible) {
         return;
     }
-    for (var index = thread; index < HEADS_PER_ITEM * HEAD_DIM4; index += THREADS) {
-        queries[index] = q[item.first_head * HEAD_DIM4 + index];
-    }
-    for (var key = thread; key < keys; key += THREADS) {
-        let nth = first + key;
-        let k_pos = select(local_start + (nth - sink_end), nth, nth < sink_end);
-        key_rows[key] = ring_row(span, k_pos);
-    }
-    workgroupBarrier();
+    let end = min(first + share, visible);
+    let local_start = window_start(span, q_pos);
+    let keys = Keys(
+        span,
+        min(span.sink, q_pos + 1u),
+        (local_start - span.sink) % max(span.ring, 1u),
+        end - 1u,
+    );
 
-    // Two threads a key, each with every other eight channels: together they read whole sectors of memory.
-    let half = thread % 2u;
-    for (var key = thread / 2u; key < keys; key += THREADS / 2u) {
-        let at = key_rows[key] * HEAD_DIM8;
-        // Browsers set an array without an initializer to zero once, not in every round of a loop.
-        var sums = array<f32, HEADS_PER_ITEM>();
-        for (var channel8 = half; channel8 < HEAD_DIM8; channel8 += 2u) {
-            let words = k_ring[at + channel8];
-            for (var head = 0u; head < HEADS_PER_ITEM; head += 1u) {
-                sums[head] += dot8(words, head, channel8);
-            }
-        }
-        for (var head = 0u; head < HEADS_PER_ITEM; head += 1u) {
-            scores[(2u * head + half) * DECODE_KEYS + key] = sums[head] * SOFTMAX_SCALE;
-        }
-    }
-    workgroupBarrier();
-
-    // Softmax of each head by 16 threads.
-    let head = thread / 16u;
-    let lane = thread % 16u;
-    var row_max = UNSEEN;
-    if (head < HEADS_PER_ITEM) {
-        for (var key = lane; key < keys; key += 16u) {
-            let at = 2u * head * DECODE_KEYS + key;
-            let score = scores[at] + scores[at + DECODE_KEYS];
-            scores[at] = score;
-            row_max = max(row_max, score);
-        }
-    }
-    sixteenths[thread] = row_max;
-    workgroupBarrier();
-    for (var other = 0u; other < 16u; other += 1u) {
-        row_max = max(row_max, sixteenths[head * 16u + other]);
-    }
-    workgroupBarrier();
-    var row_sum = 0.0;
-    if (head < HEADS_PER_ITEM) {
-        for (var key = lane; key < keys; key += 16u) {
-            let weight = exp(scores[2u * head * DECODE_KEYS + key] - row_max);
-            scores[2u * head * DECODE_KEYS + key] = weight;
-            row_sum += weight;
-        }
-    }
-    sixteenths[thread] = row_sum;
-    workgroupBarrier();
-    if (head < HEADS_PER_ITEM && lane == 0u) {
-        row_sum = 0.0;
-        for (var other = 0u; other < 16u; other += 1u) {
-            row_sum += sixteenths[head * 16u + other];
-        }
-        let at = (group.x * HEADS_PER_ITEM + head) * PARTIAL + HEAD_DIM;
-        partials[at] = row_max;
-        partials[at + 1u] = row_sum;
-    }
-
+    let lane = thread / HEAD_DIM8;
     let channel8 = thread % HEAD_DIM8;
-    let key_lane = thread / HEAD_DIM8;
-    var low = array<vec4<f32>, HEADS_PER_ITEM>();
-    var high = array<vec4<f32>, HEADS_PER_ITEM>();
-    if (key_lane < LANES) {
-        // Two keys at a time, so that two are on their way at once; past the end the last one again, without weight.
-        for (var key = key_lane; key < keys; key += 2u * LANES) {
-            let has_other = key + LANES < keys;
-            let other = select(key, key + LANES, has_other);
-            let words = v_ring[key_rows[key] * HEAD_DIM8 + channel8];
-            let other_words = v_ring[key_rows[other] * HEAD_DIM8 + channel8];
-            let value_low = vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
-            let value_high = vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w));
-            let other_low = vec4<f32>(unpack2x16float(other_words.x), unpack2x16float(other_words.y));
-            let other_high = vec4<f32>(unpack2x16float(other_words.z), unpack2x16float(other_words.w));
-            for (var served = 0u; served < HEADS_PER_ITEM; served += 1u) {
-                let weight = scores[2u * served * DECODE_KEYS + key];
-                let other_weight = select(0.0, scores[2u * served * DECODE_KEYS + other], has_other);
-                low[served] += weight * value_low + other_weight * other_low;
-                high[served] += weight * value_high + other_weight * other_high;
+    // Threads beyond the last lane do its work once more and store nothing.
+    let own_lane = min(lane, LANES - 1u);
+    let stores = lane < LANES;
+    let slot = own_lane * HEAD_DIM8 + channel8;
+    let q_low = load_queries(item.first_head, 2u * channel8);
+    let q_high = load_queries(item.first_head, 2u * channel8 + 1u);
+
+    let zero = all_heads(0.0);
+    var sums_low = array<Heads, 4>(zero, zero, zero, zero);
+    var sums_high = array<Heads, 4>(zero, zero, zero, zero);
+    var row_max = all_heads(UNSEEN);
+    var row_sum = zero;
+    for (var round = first; round < end; round += DECODE_ROUND) {
+        let row_0 = row_of(keys, round + own_lane);
+        let row_1 = row_of(keys, round + LANES + own_lane);
+        let k_0 = load_k(row_0, channel8);
+        let k_1 = load_k(row_1, channel8);
+        let v_0 = load_v(row_0, channel8);
+        let v_1 = load_v(row_1, channel8);
+        var k_2 = k_0;
+        var k_3 = k_0;
+        var v_2 = v_0;
+        var v_3 = v_0;
+        if (KEYS_PER_LANE == 4u) {
+            let row_2 = row_of(keys, round + 2u * LANES + own_lane);
+            let row_3 = row_of(keys, round + 3u * LANES + own_lane);
+            k_2 = load_k(row_2, channel8);
+            k_3 = load_k(row_3, channel8);
+            v_2 = load_v(row_2, channel8);
+            v_3 = load_v(row_3, channel8);
+        }
+        if (stores) {
+            shares[slot] = share_of(k_0, q_low, q_high);
+            shares[LANES * HEAD_DIM8 + slot] = share_of(k_1, q_low, q_high);
+            if (KEYS_PER_LANE == 4u) {
+                shares[2u * LANES * HEAD_DIM8 + slot] = share_of(k_2, q_low, q_high);
+                shares[3u * LANES * HEAD_DIM8 + slot] = share_of(k_3, q_low, q_high);
             }
+        }
+        workgroupBarrier();
+        for (var key = thread; key < DECODE_ROUND; key += THREADS) {
+            var score = shares[key * HEAD_DIM8 + key % HEAD_DIM8];
+            for (var other = 1u; other < HEAD_DIM8; other += 1u) {
+                // Each key begins elsewhere, so that neighbouring threads read different banks.
+                score += shares[key * HEAD_DIM8 + (key + other) % HEAD_DIM8];
+            }
+            if (round + key < end) {
+                score = score * SOFTMAX_SCALE;
+            } else {
+                score = all_heads(UNSEEN);
+            }
+            scores[key] = score;
+        }
+        workgroupBarrier();
+        let s_0 = scores[own_lane];
+        let s_1 = scores[LANES + own_lane];
+        var new_max = heads_max(row_max, heads_max(s_0, s_1));
+        var s_2 = s_0;
+        var s_3 = s_0;
+        if (KEYS_PER_LANE == 4u) {
+            s_2 = scores[2u * LANES + own_lane];
+            s_3 = scores[3u * LANES + own_lane];
+            new_max = heads_max(new_max, heads_max(s_2, s_3));
+        }
+        // A lane that has seen no key yet gathers nonsense, which its maximum takes away in the end.
+        let shrink = heads_exp(row_max - new_max);
+        row_max = new_max;
+        let w_0 = heads_exp(s_0 - new_max);
+        let w_1 = heads_exp(s_1 - new_max);
+        sums_low = weighted(weighted(scaled(sums_low, shrink), w_0, low_channels(v_0)), w_1, low_channels(v_1));
+        sums_high = weighted(weighted(scaled(sums_high, shrink), w_0, high_channels(v_0)), w_1, high_channels(v_1));
+        row_sum = heads_product(row_sum, shrink) + (w_0 + w_1);
+        if (KEYS_PER_LANE == 4u) {
+            let w_2 = heads_exp(s_2 - new_max);
+            let w_3 = heads_exp(s_3 - new_max);
+            sums_low = weighted(weighted(sums_low, w_2, low_channels(v_2)), w_3, low_channels(v_3));
+            sums_high = weighted(weighted(sums_high, w_2, high_channels(v_2)), w_3, high_channels(v_3));
+            row_sum += w_2 + w_3;
         }
     }
-    for (var round = 0u; round < HEADS_PER_ITEM; round += HEADS_PER_ROUND) {
-        workgroupBarrier();
-        for (var index = 0u; index < HEADS_PER_ROUND; index += 1u) {
-            let served = round + index;
-            if (served < HEADS_PER_ITEM && key_lane < LANES) {
-                let at = index * HEAD_SUMS + thread;
-                scores[at] = low[served].x;
-                scores[at + THREADS] = low[served].y;
-                scores[at + 2u * THREADS] = low[served].z;
-                scores[at + 3u * THREADS] = low[served].w;
-                scores[at + 4u * THREADS] = high[served].x;
-                scores[at + 5u * THREADS] = high[served].y;
-                scores[at + 6u * THREADS] = high[served].z;
-                scores[at + 7u * THREADS] = high[served].w;
-            }
+
+    // The lanes' maxima take the place of scores, which the last round has read.
+    workgroupBarrier();
+    if (stores && channel8 == 0u) {
+        scores[lane] = row_max;
+    }
+    workgroupBarrier();
+    var part_max = row_max;
+    for (var other = 0u; other < LANES; other += 1u) {
+        part_max = heads_max(part_max, scores[other]);
+    }
+    let shrink = heads_exp(row_max - part_max);
+    sums_low = scaled(sums_low, shrink);
+    sums_high = scaled(sums_high, shrink);
+    if (stores) {
+        if (channel8 == 0u) {
+            lane_sums[lane] = heads_product(row_sum, shrink);
         }
-        workgroupBarrier();
-        for (var index = thread; index < HEADS_PER_ROUND * HEAD_DIM; index += THREADS) {
-            let served = round + index / HEAD_DIM;
-            let channel = index % HEAD_DIM;
-            if (served < HEADS_PER_ITEM) {
-                let at = (index / HEAD_DIM) * HEAD_SUMS + (channel % 8u) * THREADS + channel / 8u;
-                var sum = 0.0;
-                for (var other = 0u; other < LANES; other += 1u) {
-                    sum += scores[at + other * HEAD_DIM8];
-                }
-                partials[(group.x * HEADS_PER_ITEM + served) * PARTIAL + channel] = sum;
-            }
+        shares[slot] = sums_low[0];
+        shares[LANES * HEAD_DIM8 + slot] = sums_low[1];
+        if (KEYS_PER_LANE == 4u) {
+            shares[2u * LANES * HEAD_DIM8 + slot] = sums_low[2];
+            shares[3u * LANES * HEAD_DIM8 + slot] = sums_low[3];
         }
     }
+    if (thread == 0u) {
+        lane_sums[LANES] = part_max;
+    }
+    write_channels(group.x, 0u, thread);
+    if (thread < HEADS_PER_ITEM) {
+        var total = 0.0;
+        for (var other = 0u; other < LANES; other += 1u) {
+            total += lane_sum_of_head(other, thread);
+        }
+        let at = (group.x * HEADS_PER_ITEM + thread) * PARTIAL + HEAD_DIM;
+        partials[at] = lane_sum_of_head(LANES, thread);
+        partials[at + 1u] = total;
+    }
+    workgroupBarrier();
+    if (KEYS_PER_LANE == 4u) {
+        if (stores) {
+            shares[slot] = sums_high[0];
+            shares[LANES * HEAD_DIM8 + slot] = sums_high[1];
+            shares[2u * LANES * HEAD_DIM8 + slot] = sums_high[2];
+            shares[3u * LANES * HEAD_DIM8 + slot] = sums_high[3];
+        }
+        write_channels(group.x, 4u, thread);
+        return;
+    }
+    if (stores) {
+        shares[slot] = sums_low[2];
+        shares[LANES * HEAD_DIM8 + slot] = sums_low[3];
+    }
+    write_channels(group.x, 2u, thread);
+    workgroupBarrier();
+    if (stores) {
+        shares[slot] = sums_high[0];
+        shares[LANES * HEAD_DIM8 + slot] = sums_high[1];
+    }
+    write_channels(group.x, 4u, thread);
+    workgroupBarrier();
+    if (stores) {
+        shares[slot] = sums_high[2];
+        shares[LANES * HEAD_DIM8 + slot] = sums_high[3];
+    }
+    write_channels(group.x, 6u, thread);
 }

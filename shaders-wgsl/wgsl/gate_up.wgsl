@@ -10,9 +10,6 @@
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    if (state.len == 0u) {
-        return;
-    }
     let first_row = 2u * (group.x * (THREADS / LANES) + thread / LANES);
     // Rows past the end are computed again and not stored.
     let row = min(vec4<u32>(first_row) + vec4<u32>(0u, 1u, 0u, 1u), vec4<u32>(params.rows - 1u));
@@ -32,7 +29,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         params.norm_at,
         params.eps,
     );
-    if (thread % LANES == 0u) {
+    if (thread % LANES == 0u && state.len > 0u) {
         let gate = sums.xy;
         let value = gate / (1.0 + exp(min(-gate, vec2<f32>(80.0)))) * sums.zw;
         if (first_row < params.rows) {

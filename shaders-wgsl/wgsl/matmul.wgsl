@@ -2,8 +2,9 @@
 //
 // x  [len][cols] f32           values, scales  the piece, [rows][cols]         vector  bias of the whole matrix
 // y  [len][y_stride] f32, written at columns [row_offset, row_offset + rows)
-// Grid: (ceil(rows / 64), ceil(len / 64)); a workgroup of 64 gives 64 rows of 64 tokens, a thread 8 x 8 of them.
-// Workgroup memory: 64 tokens and 64 rows by 32 columns, 16 KiB. Weights are dequantized once a tile.
+// Grid: (ceil(rows / 64), ceil(len / TILE_TOKENS)); a workgroup of 256 gives 64 rows of 64 or 32 tokens, a thread 4 rows of
+// 4 or 2. Workgroup memory: the tokens and 64 rows by 32 columns, 16 KiB at most. Weights are dequantized once a tile; the next tile is
+// on its way, as stored, while the current one is multiplied.
 // Numerics: f32 sums in ascending column order. Twin: reference/src/matmul.rs.
 
 @group(0) @binding(0) var<uniform> params: PieceParams;
@@ -14,122 +15,104 @@
 const TILE: u32 = 64u;
 const TILE_COLS4: u32 = 8u;
 
-// [col4][token] and [col4][row]: neighbouring threads read neighbouring vectors.
-var<workgroup> tile_x: array<vec4<f32>, 512>;
+// [col4][token ^ col4] and [col4][row ^ col4]: neighbouring threads reach different banks, be it along a row or across.
+var<workgroup> tile_x: array<vec4<f32>, TILE_TOKENS * TILE_COLS4>;
 var<workgroup> tile_w: array<vec4<f32>, 512>;
 
-fn store_one(index: u32, whole_row: u32, value: f32) {
-    var sum = value + vector_at(whole_row);
-    if (ADD_TO_Y) {
-        sum += y[index];
+fn load_x(token: u32, col4: u32, cols4: u32) -> vec4<f32> {
+    if (token >= state.len || (HAS_TAIL && col4 >= cols4)) {
+        return vec4<f32>(0.0);
     }
-    y[index] = sum;
+    return x[token * cols4 + col4];
 }
 
-// Rows row, row + 8, .. row + 56 of one token.
-fn store(token: u32, row: u32, low: vec4<f32>, high: vec4<f32>) {
-    if (token >= state.len) {
-        return;
-    }
-    for (var index = 0u; index < 8u; index += 1u) {
-        let piece_row = row + 8u * index;
-        if (piece_row < params.rows) {
-            let whole_row = params.row_offset + piece_row;
-            let value = select(high[index % 4u], low[index % 4u], index < 4u);
-            store_one(token * params.y_stride + whole_row, whole_row, value);
+fn store_one(token: u32, piece_row: u32, value: f32) {
+    if (piece_row < params.rows) {
+        let whole_row = params.row_offset + piece_row;
+        let index = token * params.y_stride + whole_row;
+        var sum = value + vector_at(whole_row);
+        if (ADD_TO_Y) {
+            sum += y[index];
         }
+        y[index] = sum;
     }
 }
 
-@compute @workgroup_size(64)
+// Rows row, row + 16, row + 32 and row + 48 of one token.
+fn store(token: u32, row: u32, values: vec4<f32>) {
+    if (token < state.len) {
+        store_one(token, row, values.x);
+        store_one(token, row + 16u, values.y);
+        store_one(token, row + 32u, values.z);
+        store_one(token, row + 48u, values.w);
+    }
+}
+
+@compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let tile_row = group_id.x * TILE;
-    let tile_token = group_id.y * TILE;
+    let tile_token = group_id.y * TILE_TOKENS;
     if (tile_token >= state.len) {
         return;
     }
     let cols4 = params.cols / 4u;
     let groups = (params.cols + QUANT_GROUP - 1u) / QUANT_GROUP;
-    let lane_row = thread % 8u;
-    let lane_token = thread / 8u;
-    let load_row = min(tile_row + thread, params.rows - 1u);
+    // On the way in a thread has a quarter of a group of a row, and one vector each of two tokens.
+    let load_row = thread / 4u;
+    let quarter = thread % 4u;
+    let source_row = min(tile_row + load_row, params.rows - 1u);
+    let load_token = thread / TILE_COLS4;
+    let load_col4 = thread % TILE_COLS4;
+    let slot_w = 2u * quarter * TILE + (load_row ^ (2u * quarter));
+    let slot_w_next = (2u * quarter + 1u) * TILE + (load_row ^ (2u * quarter + 1u));
+    let slot_x = load_col4 * TILE_TOKENS + (load_token ^ load_col4);
+    // In the product 32 threads have 8 neighbouring rows of 4 neighbouring tokens.
+    let lane_row = thread % 8u + 8u * ((thread / 32u) % 2u);
+    let lane_token = (thread / 8u) % 4u + 4u * (thread / 64u);
 
-    var low_0 = vec4<f32>(0.0);
-    var high_0 = vec4<f32>(0.0);
-    var low_1 = vec4<f32>(0.0);
-    var high_1 = vec4<f32>(0.0);
-    var low_2 = vec4<f32>(0.0);
-    var high_2 = vec4<f32>(0.0);
-    var low_3 = vec4<f32>(0.0);
-    var high_3 = vec4<f32>(0.0);
-    var low_4 = vec4<f32>(0.0);
-    var high_4 = vec4<f32>(0.0);
-    var low_5 = vec4<f32>(0.0);
-    var high_5 = vec4<f32>(0.0);
-    var low_6 = vec4<f32>(0.0);
-    var high_6 = vec4<f32>(0.0);
-    var low_7 = vec4<f32>(0.0);
-    var high_7 = vec4<f32>(0.0);
+    var weights = load_quarter(source_row, 0u, quarter, params.cols);
+    var x_low = load_x(tile_token + load_token, load_col4, cols4);
+    var x_high = vec4<f32>(0.0);
+    if (TILE_TOKENS == 64u) {
+        x_high = load_x(tile_token + load_token + 32u, load_col4, cols4);
+    }
+    var sums_0 = vec4<f32>(0.0);
+    var sums_1 = vec4<f32>(0.0);
+    var sums_2 = vec4<f32>(0.0);
+    var sums_3 = vec4<f32>(0.0);
     for (var group = 0u; group < groups; group += 1u) {
-        let weights = load_group(load_row, group, params.cols);
         workgroupBarrier();
-        tile_w[thread] = weights[0];
-        tile_w[TILE + thread] = weights[1];
-        tile_w[2u * TILE + thread] = weights[2];
-        tile_w[3u * TILE + thread] = weights[3];
-        tile_w[4u * TILE + thread] = weights[4];
-        tile_w[5u * TILE + thread] = weights[5];
-        tile_w[6u * TILE + thread] = weights[6];
-        tile_w[7u * TILE + thread] = weights[7];
-        for (var index = thread; index < 512u; index += 64u) {
-            let token = tile_token + index / TILE_COLS4;
-            let col4 = group * TILE_COLS4 + index % TILE_COLS4;
-            var value = vec4<f32>(0.0);
-            if (token < state.len && (!HAS_TAIL || col4 < cols4)) {
-                value = x[token * cols4 + col4];
-            }
-            tile_x[(index % TILE_COLS4) * TILE + index / TILE_COLS4] = value;
+        tile_w[slot_w] = first_four(weights);
+        tile_w[slot_w_next] = last_four(weights);
+        tile_x[slot_x] = x_low;
+        if (TILE_TOKENS == 64u) {
+            tile_x[slot_x + 32u] = x_high;
         }
         workgroupBarrier();
+        let next = min(group + 1u, groups - 1u);
+        weights = load_quarter(source_row, next, quarter, params.cols);
+        x_low = load_x(tile_token + load_token, next * TILE_COLS4 + load_col4, cols4);
+        if (TILE_TOKENS == 64u) {
+            x_high = load_x(tile_token + load_token + 32u, next * TILE_COLS4 + load_col4, cols4);
+        }
         for (var col4 = 0u; col4 < TILE_COLS4; col4 += 1u) {
-            let at_w = col4 * TILE + lane_row;
-            let at_x = col4 * TILE + lane_token;
-            let rows_low = mat4x4<f32>(tile_w[at_w], tile_w[at_w + 8u], tile_w[at_w + 16u], tile_w[at_w + 24u]);
-            let rows_high = mat4x4<f32>(tile_w[at_w + 32u], tile_w[at_w + 40u], tile_w[at_w + 48u], tile_w[at_w + 56u]);
-            let x_0 = tile_x[at_x + 0u];
-            low_0 += x_0 * rows_low;
-            high_0 += x_0 * rows_high;
-            let x_1 = tile_x[at_x + 8u];
-            low_1 += x_1 * rows_low;
-            high_1 += x_1 * rows_high;
-            let x_2 = tile_x[at_x + 16u];
-            low_2 += x_2 * rows_low;
-            high_2 += x_2 * rows_high;
-            let x_3 = tile_x[at_x + 24u];
-            low_3 += x_3 * rows_low;
-            high_3 += x_3 * rows_high;
-            let x_4 = tile_x[at_x + 32u];
-            low_4 += x_4 * rows_low;
-            high_4 += x_4 * rows_high;
-            let x_5 = tile_x[at_x + 40u];
-            low_5 += x_5 * rows_low;
-            high_5 += x_5 * rows_high;
-            let x_6 = tile_x[at_x + 48u];
-            low_6 += x_6 * rows_low;
-            high_6 += x_6 * rows_high;
-            let x_7 = tile_x[at_x + 56u];
-            low_7 += x_7 * rows_low;
-            high_7 += x_7 * rows_high;
+            let at_w = col4 * TILE + (lane_row ^ col4);
+            let at_x = col4 * TILE_TOKENS + (lane_token ^ col4);
+            let rows = mat4x4<f32>(tile_w[at_w], tile_w[at_w + 16u], tile_w[at_w + 32u], tile_w[at_w + 48u]);
+            sums_0 += tile_x[at_x] * rows;
+            sums_1 += tile_x[at_x + 16u] * rows;
+            if (TILE_TOKENS == 64u) {
+                sums_2 += tile_x[at_x + 32u] * rows;
+                sums_3 += tile_x[at_x + 48u] * rows;
+            }
         }
     }
     let first_token = tile_token + lane_token;
     let first_row = tile_row + lane_row;
-    store(first_token + 0u, first_row, low_0, high_0);
-    store(first_token + 8u, first_row, low_1, high_1);
-    store(first_token + 16u, first_row, low_2, high_2);
-    store(first_token + 24u, first_row, low_3, high_3);
-    store(first_token + 32u, first_row, low_4, high_4);
-    store(first_token + 40u, first_row, low_5, high_5);
-    store(first_token + 48u, first_row, low_6, high_6);
-    store(first_token + 56u, first_row, low_7, high_7);
+    store(first_token, first_row, sums_0);
+    store(first_token + 16u, first_row, sums_1);
+    if (TILE_TOKENS == 64u) {
+        store(first_token + 32u, first_row, sums_2);
+        store(first_token + 48u, first_row, sums_3);
+    }
 }

@@ -4,39 +4,48 @@
 // x  [len][cols] f32            values, words  the binding, as vectors and as words: pieces of [piece_rows][cols]
 // vector  [cols] weights of the norm, where there is one
 // y  [whole rows] f32, written at [row_offset, row_offset + rows)
-// Grid: (ceil(rows / (4 * THREADS / LANES))); LANES threads give four rows. Nothing happens with no token in flight.
+// Grid: (ceil(rows / (SET_ROWS * THREADS / LANES))); LANES threads give SET_ROWS rows. Nothing happens with no token in flight;
+// what is added to belongs to one token, the only one in flight then.
 // Numerics: f32; partial sums in a fixed order; the norm's division after the sum. Twin: reference/src/project.rs.
 
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    if (state.len == 0u) {
-        return;
-    }
-    let first_row = 4u * (group.x * (THREADS / LANES) + thread / LANES);
+    let first_row = SET_ROWS * (group.x * (THREADS / LANES) + thread / LANES);
     // Rows past the end are computed again and not stored.
     let row = min(vec4<u32>(first_row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(params.rows - 1u));
     let places = places_of(row);
-    let sums = four_rows(
+    let stores = thread % LANES == 0u;
+    let out = params.row_offset + first_row;
+    var before = vec4<f32>(0.0);
+    var first_input = 0u;
+    if (!ADD_TO_Y) {
+        first_input = (max(state.len, 1u) - 1u) * (params.cols / 4u);
+    } else if (stores) {
+        let last = params.row_offset + row;
+        before = vec4<f32>(y[last.x], y[last.y], y[last.z], y[last.w]);
+    }
+    let sums = before + four_rows(
         thread,
         places.values_at,
         places.scales_at,
         params.cols,
-        (state.len - 1u) * (params.cols / 4u),
+        first_input,
         0u,
         params.eps,
     );
-    if (thread % LANES == 0u) {
-        for (var index = 0u; index < 4u; index += 1u) {
-            if (first_row + index < params.rows) {
-                let out = params.row_offset + first_row + index;
-                var value = sums[index];
-                if (ADD_TO_Y) {
-                    value += y[out];
-                }
-                y[out] = value;
-            }
-        }
+    if (!stores || state.len == 0u || first_row >= params.rows) {
+        return;
+    }
+    y[out] = sums.x;
+    if (first_row + 1u < params.rows) {
+        y[out + 1u] = sums.y;
+    }
+    if (SET_ROWS == 4u && first_row + 2u < params.rows) {
+        y[out + 2u] = sums.z;
+    }
+    if (SET_ROWS == 4u && first_row + 3u < params.rows) {
+        y[out + 3u] = sums.w;
     }
 }

@@ -24,9 +24,6 @@ fn pack(a: f32, b: f32) -> u32 {
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    if (state.len == 0u) {
-        return;
-    }
     let quad = group.x * (THREADS / LANES) + thread / LANES;
     // Quads past the end are computed again and not stored.
     let head = (params.first_quad + min(quad, params.quads - 1u)) / QUADS_PER_HEAD;
@@ -47,7 +44,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         own_head = head - HEADS;
     }
     let row = vec4<u32>(own_head * HEAD_DIM + channel) + vec4<u32>(0u, 1u, HALF, HALF + 1u);
-    var sums = four_rows(
+    // On its way beside the weights.
+    let position = state.start;
+    let turn_a = table[position * HALF + channel];
+    let turn_b = table[position * HALF + channel + 1u];
+    let biases = vec4<f32>(
+        bias_of(bias_at, row.x),
+        bias_of(bias_at, row.y),
+        bias_of(bias_at, row.z),
+        bias_of(bias_at, row.w),
+    );
+    var sums = biases + four_rows(
         thread,
         row_values(vec4<u32>(at), row, params.cols),
         row_scales(vec4<u32>(scales_at), row, params.cols),
@@ -56,19 +63,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         params.norm_at,
         params.eps,
     );
-    if (thread % LANES != 0u || quad >= params.quads) {
+    if (thread % LANES != 0u || quad >= params.quads || state.len == 0u) {
         return;
     }
-    sums += vec4<f32>(
-        bias_of(bias_at, row.x),
-        bias_of(bias_at, row.y),
-        bias_of(bias_at, row.z),
-        bias_of(bias_at, row.w),
-    );
-    let position = state.start;
     if (head < HEADS + KV_HEADS) {
-        let turn_a = table[position * HALF + channel];
-        let turn_b = table[position * HALF + channel + 1u];
         sums = vec4<f32>(
             sums.x * turn_a.x - sums.z * turn_a.y,
             sums.y * turn_b.x - sums.w * turn_b.y,

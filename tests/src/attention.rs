@@ -4,6 +4,7 @@ use half::f16;
 use moa_mask::abi::HeadSpan;
 use moa_mask::{RingLayout, SLACK, memory};
 use moa_reference::attention_prefill::AttentionShape;
+use moa_reference::qkv_rows::{from_bytes, to_bytes};
 use moa_shaders::HeadShape;
 
 use crate::cases::AttentionCase;
@@ -114,6 +115,44 @@ impl AttentionCase {
             }
         }
         words
+    }
+
+    /// The same rings with rows kept as bytes: a scale and `head_dim` bytes each.
+    pub fn ring_of_bytes(&self, rows: &[f32], written: u32, forbidden: u32) -> Vec<u32> {
+        let width = self.head_dim as usize;
+        let row_words = 1 + width / 4;
+        // Where the f16 ring has rows of its own, so has this one.
+        let marks = self.ring(&vec![0.0; rows.len()], written, 1);
+        let (offsets, slots) = memory::slot_offsets(&self.masks, self.context, SLACK);
+        let mut words = vec![forbidden; slots as usize * row_words];
+        for (kv_head, layout) in self.layouts().into_iter().enumerate() {
+            for slot in 0..layout.slots() {
+                let row = (offsets[kv_head] + slot) as usize;
+                let position = layout.position(slot, written);
+                let Some(position) = position.filter(|_| marks[row * width / 2] == 0) else {
+                    continue;
+                };
+                let from = self.shape().kv_index(position as usize, kv_head);
+                let (bytes, scale) = to_bytes(&rows[from..from + width]);
+                words[row * row_words] = scale.to_bits();
+                for (word, four) in words[row * row_words + 1..].iter_mut().zip(bytes.chunks(4)) {
+                    let four = [four[0], four[1], four[2], four[3]];
+                    *word = u32::from_le_bytes(four.map(i8::cast_unsigned));
+                }
+            }
+        }
+        words
+    }
+
+    /// What the rows of positions below `end` are after they were kept as bytes.
+    pub fn through_bytes(&self, rows: &[f32], end: u32) -> Vec<f32> {
+        let mut rows = rows.to_vec();
+        let kept = self.shape().kv_index(end as usize, 0);
+        for row in rows[..kept].chunks_mut(self.head_dim as usize) {
+            let (bytes, scale) = to_bytes(row);
+            row.copy_from_slice(&from_bytes(&bytes, scale));
+        }
+        rows
     }
 
     /// The chunk's own rows, `[token][kv_head]`, as words of two f16.

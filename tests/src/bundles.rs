@@ -64,9 +64,14 @@ impl Bundle {
         }
     }
 
-    /// An engine under `plan` with the weights in it, on a device of its own with default limits.
+    /// An engine under `plan` at a context, likewise.
     pub fn engine_with(&self, plan: &Plan, context: u32, options: EngineOptions) -> Engine {
         let setup = Setup::new(self.manifest.clone(), plan.clone(), context).expect("a setup");
+        self.engine_of(setup, options)
+    }
+
+    /// An engine of one of this bundle's setups with the weights in it, on a device of its own with default limits.
+    pub fn engine_of(&self, setup: Setup, options: EngineOptions) -> Engine {
         let device = GpuOptions {
             default_limits: true,
             low_power: false,

@@ -37,8 +37,11 @@ fn write(model: &TinyModel, folder: &Path) {
 fn tokens(folder: &Path, plan: Option<&str>) -> Result<Vec<u32>, BundleError> {
     let bundle = Bundle::open(folder)?;
     let plan = bundle.plan(plan)?;
-    let mut engine =
-        block_on(bundle.engine(plan, 200, GpuOptions::default(), EngineOptions::default()))?;
+    let mut engine = block_on(bundle.engine(
+        bundle.setup(plan, 200)?,
+        GpuOptions::default(),
+        EngineOptions::default(),
+    ))?;
     let prompt: Vec<u32> = (0..150).map(|id| id * 37 % 300).collect();
     let request = Request {
         prompt: &prompt,

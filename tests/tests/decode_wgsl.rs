@@ -2,9 +2,10 @@
 //! batches in flight, stop tokens, and draws that depend on nothing but the seed and the text.
 
 use moa_format::DType;
+use moa_mask::KvFormat;
 use moa_reference::compare::{Tolerance, compare};
 use moa_reference::sample::{Choice, Seen, sample};
-use moa_runtime_web::{DecodeKernels, Engine, EngineOptions, Sampler, SamplingOptions};
+use moa_runtime_web::{DecodeKernels, Engine, EngineOptions, Sampler, SamplingOptions, Setup};
 use moa_tests::random::Random;
 use moa_tests::tiny::{self, TinyModel};
 use pollster::block_on;
@@ -12,6 +13,9 @@ use pollster::block_on;
 const CONTEXT: u32 = 300;
 /// The same sums in another order, through f16 caches.
 const REORDERED: Tolerance = Tolerance::new(4e-3, 1e-3);
+
+/// Keys and values to 1 part in 254 of a row's largest.
+const INT8: Tolerance = Tolerance::new(0.2, 2e-2);
 
 fn ids(seed: u64, count: usize) -> Vec<u32> {
     let mut random = Random::new(seed);
@@ -91,6 +95,55 @@ fn fused_and_separate_kernels_agree() {
         let error = compare(&fused, &separate, REORDERED).assert(name);
         println!("fused against separate, {name}: {error:.2e}");
         assert_eq!(fused_ids[..8], separate_ids[..8], "{name}");
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn caches_of_bytes_take_fewer_bytes_and_one_more_dispatch() {
+    let model = model(DType::F16);
+    let setup = |format| {
+        Setup::new(
+            model.bundle.manifest.clone(),
+            model.bundle.plan.clone(),
+            CONTEXT,
+        )
+        .unwrap()
+        .with_kv_format(format)
+    };
+    let run = |format, kernels| {
+        let setup = setup(format);
+        let report = setup.kv_report().unwrap();
+        let mut engine = model.bundle.engine_of(setup, options(kernels));
+        assert_eq!(engine.ledger()["kvCache"], report.cache, "as predicted");
+        assert_eq!(engine.ledger()["kvScratch"], report.scratch, "as predicted");
+        prefill(&mut engine, &ids(3, 100));
+        let tokens = block_on(engine.decode(24)).unwrap();
+        let logits = block_on(engine.logits()).unwrap();
+        // Taken back and decoded again: bytes stay what they were.
+        engine.rewind(20).unwrap();
+        prefill(&mut engine, &tokens[4..23]);
+        let _ = block_on(engine.decode(1)).unwrap();
+        (report, engine.dispatches_per_token(), tokens, logits)
+    };
+    let (sixteen, _, _, exact) = run(KvFormat::Sixteen, DecodeKernels::Fused);
+    let (int8, dispatches, fused_ids, fused) = run(KvFormat::Int8, DecodeKernels::Fused);
+    assert_eq!(dispatches, 3 * 7 + 3);
+    // A head has 32 channels: 36 bytes a row instead of 64.
+    let head_dim = u64::from(setup(KvFormat::Int8).heads().head_dim);
+    assert_eq!(int8.cache * 2 * head_dim, sixteen.cache * (head_dim + 4));
+    assert_eq!((int8.scratch, int8.dense), (sixteen.scratch, sixteen.dense));
+    let (_, dispatches, separate_ids, separate) = run(KvFormat::Int8, DecodeKernels::Separate);
+    assert_eq!(dispatches, 3 * 14 + 4);
+    assert_eq!(fused_ids[..8], separate_ids[..8]);
+    if fused_ids == separate_ids {
+        // A row that lies at a tie is rounded either way.
+        let error = compare(&fused, &separate, INT8).assert("fused against separate, int8");
+        println!("fused against separate, int8: {error:.2e}");
+        assert_ne!(fused, exact, "rounded");
     }
 }
 

@@ -92,7 +92,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<String, CliError> {
             let most = args.engine.context.unwrap_or(manifest.model.max_context);
             let depths = depths(&args.depth, most, tail)?;
             let context = args.engine.context.unwrap_or(needed(&depths).min(most));
-            let setup = Setup::new(manifest, plan, context)?;
+            let setup = Setup::new(manifest, plan, context)?.with_kv_format(args.engine.kv.into());
             let engine = load(&args.engine, setup, kernels, args.kernels, &shards)?;
             (engine, depths)
         }

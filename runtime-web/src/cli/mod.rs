@@ -8,7 +8,8 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use moa_mask::KvFormat;
 use moa_runtime_web::EngineError;
 use moa_runtime_web::bundle::BundleError;
 
@@ -40,12 +41,33 @@ struct EngineArgs {
     /// Tokens of a prefill chunk at most.
     #[arg(long, value_name = "TOKENS")]
     prefill_chunk: Option<u32>,
+    /// How keys and values are kept.
+    #[arg(long, value_enum, default_value_t = Kv::F16)]
+    kv: Kv,
     /// Ask for nothing beyond WebGPU's default limits.
     #[arg(long)]
     default_limits: bool,
     /// One JSON document on stdout instead of lines.
     #[arg(long)]
     json: bool,
+}
+
+/// The choices of `--kv`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kv {
+    /// 16 bits a value.
+    F16,
+    /// A byte a value, and a scale for each token and head: half the memory, rounded more coarsely.
+    Int8,
+}
+
+impl From<Kv> for KvFormat {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::F16 => Self::Sixteen,
+            Kv::Int8 => Self::Int8,
+        }
+    }
 }
 
 /// Why a command ended early.

@@ -144,9 +144,8 @@ pub(super) fn make_engine(
         .context
         .unwrap_or(needed.clamp(1, bundle.manifest().model.max_context));
     let (gpu, options) = options(args, decode_kernels, timestamps);
-    Ok(pollster::block_on(
-        bundle.engine(plan, context, gpu, options),
-    )?)
+    let setup = bundle.setup(plan, context)?.with_kv_format(args.kv.into());
+    Ok(pollster::block_on(bundle.engine(setup, gpu, options))?)
 }
 
 /// An engine with the weights in `shards`.

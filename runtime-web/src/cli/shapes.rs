@@ -13,6 +13,9 @@ pub(super) enum Shape {
     /// SmolLM2-135M.
     #[value(name = "smollm2-135m")]
     SmolLm2,
+    /// Qwen2.5-0.5B.
+    #[value(name = "qwen-0.5b")]
+    QwenHalf,
     /// Llama-3.2-1B.
     #[value(name = "llama-1b")]
     Llama1b,
@@ -25,11 +28,16 @@ impl Shape {
     fn config(self) -> ModelConfig {
         let (layers, hidden_dim, ffn_dim, heads, kv_heads, head_dim, vocab_size) = match self {
             Self::SmolLm2 => (30, 576, 1536, 9, 3, 64, 49_152),
+            Self::QwenHalf => (24, 896, 4864, 14, 2, 64, 151_936),
             Self::Llama1b => (16, 2048, 8192, 32, 8, 64, 128_256),
             Self::Llama3b => (28, 3072, 8192, 24, 8, 128, 128_256),
         };
         ModelConfig {
-            family: Family::Llama,
+            family: if self == Self::QwenHalf {
+                Family::Qwen2
+            } else {
+                Family::Llama
+            },
             layers,
             hidden_dim,
             ffn_dim,
@@ -43,7 +51,7 @@ impl Shape {
                 scaling: None,
             },
             tied_embeddings: true,
-            qkv_bias: false,
+            qkv_bias: self == Self::QwenHalf,
             max_context: 131_072,
             bos: Some(1),
             eos: vec![2],

@@ -1,6 +1,6 @@
 // Blocks of 32 q4 weights for the fused kernels: 16 bytes of nibbles, low nibble first, and a u32 with the f16
-// scale (low half) and minimum; w = scale * q + minimum. A nibble is put into the mantissa of a float that begins
-// at 1: the value is 1 + q / 16, no conversion is needed, and w = 16 * scale * (1 + q / 16) + minimum - 16 * scale.
+// scale (low half) and minimum; w = scale * q + minimum. Nibbles are put, two at a time, into the mantissas of halves
+// that begin at 1: the values are 1 + q / 16, and w = 16 * scale * (1 + q / 16) + minimum - 16 * scale.
 
 @group(0) @binding(3) var<storage, read> values: array<vec4<u32>>;
 
@@ -25,22 +25,24 @@ fn load_block(values_at: u32, scales_at: u32, group: u32) -> Block {
     return Block(values[values_at + group], words[scales_at + group]);
 }
 
-fn low_half(word: u32) -> vec4<f32> {
-    let bits = (vec4<u32>(word) << vec4<u32>(19u, 15u, 11u, 7u)) & vec4<u32>(0x00780000u);
-    return bitcast<vec4<f32>>(bits | vec4<u32>(0x3f800000u));
+// Nibbles n and n + 4 of a word that is shifted so that they lie in the upper mantissa bits of its halves.
+fn nibbles(shifted: u32) -> vec2<f32> {
+    return unpack2x16float((shifted & 0x03c003c0u) | 0x3c003c00u);
 }
 
-fn high_half(word: u32) -> vec4<f32> {
-    let shifted = vec4<u32>(word << 3u, word >> 1u, word >> 5u, word >> 9u);
-    return bitcast<vec4<f32>>((shifted & vec4<u32>(0x00780000u)) | vec4<u32>(0x3f800000u));
+// Products of a word's eight weights with as many inputs.
+fn products(word: u32, low: vec4<f32>, high: vec4<f32>) -> vec4<f32> {
+    let a = nibbles(word << 6u);
+    let b = nibbles(word << 2u);
+    let c = nibbles(word >> 2u);
+    let d = nibbles(word >> 6u);
+    return vec4<f32>(a.x, b.x, c.x, d.x) * low + vec4<f32>(a.y, b.y, c.y, d.y) * high;
 }
 
 // Dot product of a block with 32 inputs, whose sum is x_sum.
 fn dot_block(block: Block, cols: u32, group: u32, x: array<vec4<f32>, 8>, x_sum: f32) -> f32 {
-    var sum = low_half(block.words.x) * x[0] + high_half(block.words.x) * x[1];
-    sum += low_half(block.words.y) * x[2] + high_half(block.words.y) * x[3];
-    sum += low_half(block.words.z) * x[4] + high_half(block.words.z) * x[5];
-    sum += low_half(block.words.w) * x[6] + high_half(block.words.w) * x[7];
+    let sum = (products(block.words.x, x[0], x[1]) + products(block.words.y, x[2], x[3]))
+        + (products(block.words.z, x[4], x[5]) + products(block.words.w, x[6], x[7]));
     let scale = unpack2x16float(block.scale);
     let step = 16.0 * scale.x;
     return step * ((sum.x + sum.y) + (sum.z + sum.w)) + (scale.y - step) * x_sum;

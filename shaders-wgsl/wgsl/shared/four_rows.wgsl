@@ -1,10 +1,12 @@
 // Four rows of weights against one token, with the norm in the load: what `project`, `qkv` and `gate_up` share.
 //
-// LANES of 256 threads share four rows, so 256 / LANES sets of four rows make a workgroup. The inputs go through
+// LANES of 256 threads share four rows, so 256 / LANES sets of four rows make a workgroup; where SET_ROWS is 2, only
+// two: few rows are more workgroups then, and results 2 and 3 mean nothing. The inputs go through
 // workgroup memory in tiles of 2,048 columns, [vector of a group][group], so that neighbouring lanes, which take
 // neighbouring groups of 32 columns, read neighbouring vectors. Each input is multiplied with the norm's weight on its
 // way, and the sum of squares is taken along: every workgroup finds the root of the mean square by itself.
-// The tile and the block after the current ones are on their way while the current ones are multiplied.
+// The tile and the block after the current ones are on their way while the current ones are multiplied; the first
+// ones, and whatever else the caller has asked for, are on their way before it is known whether a token is in flight.
 
 @group(0) @binding(1) var<storage, read> state: StepState;
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
@@ -47,12 +49,19 @@ fn four_rows(
     let first = min(lane, groups - 1u);
     var block_0 = load_block(values_at.x, scales_at.x, first);
     var block_1 = load_block(values_at.y, scales_at.y, first);
-    var block_2 = load_block(values_at.z, scales_at.z, first);
-    var block_3 = load_block(values_at.w, scales_at.w, first);
+    var block_2 = block_0;
+    var block_3 = block_1;
+    if (SET_ROWS == 4u) {
+        block_2 = load_block(values_at.z, scales_at.z, first);
+        block_3 = load_block(values_at.w, scales_at.w, first);
+    }
     // Two inputs of a tile a thread.
     var input_a = load_input(thread, cols4, first_input, norm_at);
     var input_b = load_input(thread + THREADS, cols4, first_input, norm_at);
     let slot = (thread % 8u) * TILE_STRIDE + thread / 8u;
+    if (state.len == 0u) {
+        return vec4<f32>(0.0);
+    }
     var sums = vec4<f32>(0.0);
     var square_sum = 0.0;
     for (var tile_first = 0u; tile_first < groups; tile_first += TILE_GROUPS) {
@@ -74,8 +83,12 @@ fn four_rows(
             let next = min(group + LANES, groups - 1u);
             let next_0 = load_block(values_at.x, scales_at.x, next);
             let next_1 = load_block(values_at.y, scales_at.y, next);
-            let next_2 = load_block(values_at.z, scales_at.z, next);
-            let next_3 = load_block(values_at.w, scales_at.w, next);
+            var next_2 = next_0;
+            var next_3 = next_1;
+            if (SET_ROWS == 4u) {
+                next_2 = load_block(values_at.z, scales_at.z, next);
+                next_3 = load_block(values_at.w, scales_at.w, next);
+            }
             let inputs = array<vec4<f32>, 8>(
                 tile[in_tile],
                 tile[TILE_STRIDE + in_tile],
@@ -89,12 +102,12 @@ fn four_rows(
             let total = ((inputs[0] + inputs[1]) + (inputs[2] + inputs[3]))
                 + ((inputs[4] + inputs[5]) + (inputs[6] + inputs[7]));
             let input_sum = (total.x + total.y) + (total.z + total.w);
-            sums += vec4<f32>(
-                dot_block(block_0, cols, group, inputs, input_sum),
-                dot_block(block_1, cols, group, inputs, input_sum),
-                dot_block(block_2, cols, group, inputs, input_sum),
-                dot_block(block_3, cols, group, inputs, input_sum),
-            );
+            sums.x += dot_block(block_0, cols, group, inputs, input_sum);
+            sums.y += dot_block(block_1, cols, group, inputs, input_sum);
+            if (SET_ROWS == 4u) {
+                sums.z += dot_block(block_2, cols, group, inputs, input_sum);
+                sums.w += dot_block(block_3, cols, group, inputs, input_sum);
+            }
             block_0 = next_0;
             block_1 = next_1;
             block_2 = next_2;

@@ -18,22 +18,26 @@ fn weight4(row: u32, col4: u32, cols: u32) -> vec4<f32> {
     return scale.x * low_nibbles(word >> ((col4 % 2u) * 16u)) + vec4<f32>(scale.y);
 }
 
-// The 32 weights of one group of a row.
-fn load_group(row: u32, group: u32, cols: u32) -> array<vec4<f32>, 8> {
+// Eight weights as they are stored.
+struct Stored {
+    word: u32,
+    scale: u32,
+}
+
+// A quarter of a group of a row.
+fn load_quarter(row: u32, group: u32, quarter: u32, cols: u32) -> Stored {
     let index = row * (cols / QUANT_GROUP) + group;
-    let words = values[index];
-    let scale = unpack2x16float(scales[index]);
-    let minimum = vec4<f32>(scale.y);
-    return array<vec4<f32>, 8>(
-        scale.x * low_nibbles(words.x) + minimum,
-        scale.x * low_nibbles(words.x >> 16u) + minimum,
-        scale.x * low_nibbles(words.y) + minimum,
-        scale.x * low_nibbles(words.y >> 16u) + minimum,
-        scale.x * low_nibbles(words.z) + minimum,
-        scale.x * low_nibbles(words.z >> 16u) + minimum,
-        scale.x * low_nibbles(words.w) + minimum,
-        scale.x * low_nibbles(words.w >> 16u) + minimum,
-    );
+    return Stored(values[index][quarter], scales[index]);
+}
+
+fn first_four(stored: Stored) -> vec4<f32> {
+    let scale = unpack2x16float(stored.scale);
+    return scale.x * low_nibbles(stored.word) + vec4<f32>(scale.y);
+}
+
+fn last_four(stored: Stored) -> vec4<f32> {
+    let scale = unpack2x16float(stored.scale);
+    return scale.x * low_nibbles(stored.word >> 16u) + vec4<f32>(scale.y);
 }
 
 // Dot product of one group of a row with the 32 inputs x, whose sum is x_sum.

@@ -21,22 +21,27 @@ fn weight4(row: u32, col4: u32, cols: u32) -> vec4<f32> {
     return scale_of(row * (cols / QUANT_GROUP) + col4 / 8u) * bytes4(word);
 }
 
-// The 32 weights of one group of a row.
-fn load_group(row: u32, group: u32, cols: u32) -> array<vec4<f32>, 8> {
+// Eight weights as they are stored, and their scale.
+struct Stored {
+    first: u32,
+    last: u32,
+    scale: f32,
+}
+
+// A quarter of a group of a row.
+fn load_quarter(row: u32, group: u32, quarter: u32, cols: u32) -> Stored {
     let index = row * (cols / QUANT_GROUP) + group;
-    let low = values[2u * index];
-    let high = values[2u * index + 1u];
-    let scale = scale_of(index);
-    return array<vec4<f32>, 8>(
-        scale * bytes4(low.x),
-        scale * bytes4(low.y),
-        scale * bytes4(low.z),
-        scale * bytes4(low.w),
-        scale * bytes4(high.x),
-        scale * bytes4(high.y),
-        scale * bytes4(high.z),
-        scale * bytes4(high.w),
-    );
+    let at = 2u * index + quarter / 2u;
+    let word = 2u * (quarter % 2u);
+    return Stored(values[at][word], values[at][word + 1u], scale_of(index));
+}
+
+fn first_four(stored: Stored) -> vec4<f32> {
+    return stored.scale * bytes4(stored.first);
+}
+
+fn last_four(stored: Stored) -> vec4<f32> {
+    return stored.scale * bytes4(stored.last);
 }
 
 // Dot product of one group of a row with the 32 inputs x; the sum of x is of use to q4 only.

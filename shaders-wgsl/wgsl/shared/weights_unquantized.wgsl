@@ -2,19 +2,24 @@
 
 const HAS_TAIL: bool = true;
 
-// 32 weights of a row; 0 past its end.
-fn load_group(row: u32, group: u32, cols: u32) -> array<vec4<f32>, 8> {
-    let col4 = group * 8u;
-    return array<vec4<f32>, 8>(
-        weight4(row, col4, cols),
-        weight4(row, col4 + 1u, cols),
-        weight4(row, col4 + 2u, cols),
-        weight4(row, col4 + 3u, cols),
-        weight4(row, col4 + 4u, cols),
-        weight4(row, col4 + 5u, cols),
-        weight4(row, col4 + 6u, cols),
-        weight4(row, col4 + 7u, cols),
-    );
+// Eight weights.
+struct Stored {
+    first: vec4<f32>,
+    last: vec4<f32>,
+}
+
+// A quarter of 32 weights of a row; 0 past its end.
+fn load_quarter(row: u32, group: u32, quarter: u32, cols: u32) -> Stored {
+    let col4 = group * 8u + 2u * quarter;
+    return Stored(weight4(row, col4, cols), weight4(row, col4 + 1u, cols));
+}
+
+fn first_four(stored: Stored) -> vec4<f32> {
+    return stored.first;
+}
+
+fn last_four(stored: Stored) -> vec4<f32> {
+    return stored.last;
 }
 
 // Dot product of 32 weights of a row with the inputs x; the sum of x is of use to q4 only.

@@ -1,8 +1,8 @@
 //! Attention of chunks and of single tokens.
 
 use bytemuck::cast_slice;
-use moa_mask::HeadMask;
-use moa_mask::abi::{DECODE_KEYS, DecodeItem, HeadParts};
+use moa_mask::abi::{DecodeItem, HeadParts, HeadSpan};
+use moa_mask::{HeadMask, KvFormat};
 use moa_reference::attention_decode::{DecodeHead, attention_decode};
 use moa_reference::attention_prefill::attention_prefill;
 use moa_reference::compare::{Tolerance, compare};
@@ -30,15 +30,38 @@ const ATTENTION_LARGE: Tolerance = Tolerance::new(2e-5, 2e-5);
 /// Sums of up to 700 parts of magnitude 3, divided by their weights.
 const MERGE: Tolerance = Tolerance::new(1e-5, 1e-5);
 
+/// The rings of a case in a format.
+fn ring(
+    case: &AttentionCase,
+    format: KvFormat,
+    rows: &[f32],
+    end: u32,
+    forbidden: u32,
+) -> Vec<u32> {
+    match format {
+        KvFormat::Sixteen => case.ring(rows, end, forbidden),
+        KvFormat::Int8 => case.ring_of_bytes(rows, end, forbidden),
+    }
+}
+
 fn run_prefill(case: &AttentionCase, inputs: &Inputs, forbidden: u32) -> Vec<f32> {
+    run_prefill_of(KvFormat::Sixteen, case, inputs, forbidden)
+}
+
+fn run_prefill_of(
+    format: KvFormat,
+    case: &AttentionCase,
+    inputs: &Inputs,
+    forbidden: u32,
+) -> Vec<f32> {
     let spans = case.spans();
-    let ring = |rows| case.ring(rows, case.start, forbidden);
+    let ring = |rows| ring(case, format, rows, case.start, forbidden);
     let grid = (
         (case.len * case.heads / case.kv_heads).div_ceil(ATTENTION_ROWS),
         case.kv_heads,
     );
     let outputs = test_gpu().run(
-        Kernel::AttentionPrefill,
+        Kernel::AttentionPrefill(format),
         case.head_shape(),
         grid,
         &[
@@ -183,13 +206,14 @@ fn prefill_attention_never_looks_at_forbidden_keys() {
     }
 }
 
-/// The work list as the engine makes it.
-fn work_list(case: &AttentionCase) -> (Vec<DecodeItem>, Vec<HeadParts>) {
+/// The work list as the engine makes it, at so many rounds to a part.
+fn work_list(case: &AttentionCase, rounds: u32) -> (Vec<DecodeItem>, Vec<HeadParts>) {
     let served = case.head_shape().heads_per_item();
     let group = case.heads / case.kv_heads;
     let (mut items, mut heads, mut partial) = (Vec::new(), Vec::new(), 0);
     for (kv_head, mask) in (0..case.kv_heads).zip(&case.masks) {
-        let parts = mask.span().min(case.context).div_ceil(DECODE_KEYS);
+        let keys = rounds * case.head_shape().decode_round();
+        let parts = mask.span().min(case.context).div_ceil(keys);
         for first in (0..group).step_by(served as usize) {
             items.extend((0..parts).map(|part| DecodeItem {
                 kv_head,
@@ -209,16 +233,26 @@ fn work_list(case: &AttentionCase) -> (Vec<DecodeItem>, Vec<HeadParts>) {
     (items, heads)
 }
 
-fn run_decode(case: &AttentionCase, inputs: &Inputs, forbidden: u32) -> Vec<f32> {
-    let (items, heads) = work_list(case);
+fn run_decode(case: &AttentionCase, inputs: &Inputs, forbidden: u32, rounds: u32) -> Vec<f32> {
+    run_decode_of(KvFormat::Sixteen, case, inputs, forbidden, rounds)
+}
+
+fn run_decode_of(
+    format: KvFormat,
+    case: &AttentionCase,
+    inputs: &Inputs,
+    forbidden: u32,
+    rounds: u32,
+) -> Vec<f32> {
+    let (items, heads) = work_list(case, rounds);
     let spans = case.spans();
     let shape = case.head_shape();
-    let ring = |rows| case.ring(rows, case.start + 1, forbidden);
+    let ring = |rows| ring(case, format, rows, case.start + 1, forbidden);
     let words = items.len() * (shape.heads_per_item() * (case.head_dim + 2)) as usize;
     let count = |len: usize| u32::try_from(len).unwrap();
     let mut gpu = test_gpu();
     let partials = gpu.run(
-        Kernel::AttentionDecode,
+        Kernel::AttentionDecode(format),
         shape,
         (count(items.len()), 1),
         &[
@@ -234,10 +268,12 @@ fn run_decode(case: &AttentionCase, inputs: &Inputs, forbidden: u32) -> Vec<f32>
     let joined = gpu.run(
         Kernel::MergeLse,
         shape,
-        (case.heads, 1),
+        (case.heads * case.head_dim / shape.merge_channels(), 1),
         &[
+            ("state", Data::U32(&state(case.start, 1))),
             ("partials", Data::U32(&partials["partials"])),
             ("heads", Data::U32(cast_slice(&heads))),
+            ("spans", Data::U32(cast_slice(&spans))),
             ("y", Data::Poison(inputs.q.len())),
         ],
     );
@@ -276,14 +312,18 @@ fn decode_attention_equals_its_twin() {
     for (seed, case) in (101..).zip(cases::attention_decode()) {
         let inputs = case.inputs(seed);
         let expected = twin_decode(&case, &inputs, &case.masks);
-        let actual = run_decode(&case, &inputs, NAN_PAIR);
-        let error = compare(&actual, &expected, attention_tolerance(&case)).assert(case.name);
-        println!("attention_decode, {}: {error:.2e}", case.name);
+        // A part of one round, and some rounds in a part.
+        let actual = [1, 3].map(|rounds| run_decode(&case, &inputs, NAN_PAIR, rounds));
+        for actual in &actual {
+            let error = compare(actual, &expected, attention_tolerance(&case)).assert(case.name);
+            println!("attention_decode, {}: {error:.2e}", case.name);
+        }
+        let [actual, _] = actual;
         // Prefill's definition says the same without any ring.
         let linear = twin_prefill(&case, &inputs, &case.masks);
         let _ = compare(&expected, &linear, Tolerance::new(1e-12, 1e-12)).assert(case.name);
         assert!(
-            bits(&actual) == bits(&run_decode(&case, &inputs, THREES)),
+            bits(&actual) == bits(&run_decode(&case, &inputs, THREES, 1)),
             "{}: a forbidden slot",
             case.name
         );
@@ -316,8 +356,64 @@ fn decode_attention_equals_its_twin() {
     skip_wgpu,
     ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
 )]
+fn caches_of_bytes_are_read_as_what_the_bytes_mean() {
+    // A NaN for a scale, and another row's.
+    let forbidden = [f32::NAN.to_bits(), 0x4040_4040];
+    for (seed, case) in (101..).zip(cases::attention_decode()) {
+        let inputs = case.inputs(seed);
+        let kept = Inputs {
+            k: case.through_bytes(&inputs.k, case.start + 1),
+            v: case.through_bytes(&inputs.v, case.start + 1),
+            ..inputs.clone()
+        };
+        let expected = twin_prefill(&case, &kept, &case.masks);
+        let [actual, other] =
+            forbidden.map(|word| run_decode_of(KvFormat::Int8, &case, &inputs, word, 1));
+        let error = compare(&actual, &expected, attention_tolerance(&case)).assert(case.name);
+        println!("attention_decode.int8, {}: {error:.2e}", case.name);
+        assert!(
+            bits(&actual) == bits(&other),
+            "{}: a forbidden slot",
+            case.name
+        );
+        let unrounded = twin_prefill(&case, &inputs, &case.masks);
+        assert!(
+            !compare(&actual, &unrounded, attention_tolerance(&case)).passed(),
+            "{}: rows that were never rounded passed",
+            case.name
+        );
+    }
+    for (seed, case) in (1..)
+        .zip(cases::attention_prefill())
+        .filter(|(_, case)| case.start > 0)
+    {
+        let inputs = case.inputs(seed);
+        // The chunk's own rows are f16.
+        let kept = Inputs {
+            k: case.through_bytes(&inputs.k, case.start),
+            v: case.through_bytes(&inputs.v, case.start),
+            ..inputs.clone()
+        };
+        let expected = twin_prefill(&case, &kept, &case.masks);
+        let [actual, other] =
+            forbidden.map(|word| run_prefill_of(KvFormat::Int8, &case, &inputs, word));
+        let error = compare(&actual, &expected, attention_tolerance(&case)).assert(case.name);
+        println!("attention_prefill.int8, {}: {error:.2e}", case.name);
+        assert!(
+            bits(&actual) == bits(&other),
+            "{}: a forbidden slot",
+            case.name
+        );
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
 fn many_parts_are_joined_as_their_twin_says() {
-    // More parts than weights fit in workgroup memory at a time, empty ones among them, two heads side by side.
+    // Fewer parts than a workgroup takes at a time and many more, parts without keys behind them, two heads side by side.
     for (head_dim, parts) in [
         (64u32, 1u32),
         (64, 6),
@@ -335,19 +431,10 @@ fn many_parts_are_joined_as_their_twin_says() {
         let width = head_dim as usize;
         let mut partials = Vec::new();
         let mut twin = [Vec::new(), Vec::new()];
-        for part in 0..parts {
+        for _ in 0..parts {
             for own in &mut twin {
-                let empty = part > 0 && random.below(5) == 0;
-                let sum = if empty {
-                    vec![0.0; width]
-                } else {
-                    random.spiked(width, 3.0)
-                };
-                let (row_max, row_sum) = if empty {
-                    (-3.0e38, 0.0)
-                } else {
-                    (20.0 * random.unit(), 1.5 + random.unit())
-                };
+                let sum = random.spiked(width, 3.0);
+                let (row_max, row_sum) = (20.0 * random.unit(), 1.5 + random.unit());
                 partials.extend_from_slice(&sum);
                 partials.extend([row_max, row_sum]);
                 own.push(Part {
@@ -357,19 +444,31 @@ fn many_parts_are_joined_as_their_twin_says() {
                 });
             }
         }
+        // Parts without keys: what lies there is never read.
+        partials.resize(partials.len() + 5 * 2 * (width + 2), f32::NAN);
         let heads = [0, 1].map(|first| HeadParts {
             first,
             stride: 2,
-            parts,
+            parts: parts + 5,
             reserved: 0,
         });
+        // One key in the last part that has any.
+        let visible = (parts - 1) * shape.decode_round() + 1;
+        let span = HeadSpan {
+            sink: 0,
+            window: u32::MAX,
+            ring: visible,
+            slot_offset: 0,
+        };
         let joined = test_gpu().run(
             Kernel::MergeLse,
             shape,
-            (2, 1),
+            (2 * head_dim / shape.merge_channels(), 1),
             &[
+                ("state", Data::U32(&state(visible - 1, 1))),
                 ("partials", Data::F32(&partials)),
                 ("heads", Data::U32(cast_slice(&heads))),
+                ("spans", Data::U32(cast_slice(&[span]))),
                 ("y", Data::Poison(2 * width)),
             ],
         );

@@ -1,9 +1,10 @@
 //! What happens to keys and values before attention: rotation, rounding, and their way into the rings.
 
 use bytemuck::cast_slice;
-use moa_mask::RingLayout;
+use moa_mask::{KvFormat, RingLayout};
 use moa_reference::compare::{Tolerance, compare};
 use moa_reference::kv_commit::kv_commit;
+use moa_reference::qkv_rows::to_bytes;
 use moa_shaders::{Kernel, KvTarget};
 use moa_tests::attention::{packed, unpacked};
 use moa_tests::cases;
@@ -148,7 +149,7 @@ fn commits_write_each_slot_once() {
         let spans = case.spans();
         let ring_words = case.ring(&[], 0, POISON).len();
         let outputs = test_gpu().run(
-            Kernel::KvCommit,
+            Kernel::KvCommit(KvFormat::Sixteen),
             case.head_shape(),
             ((case.kv_heads * case.head_dim / 4).div_ceil(64), case.len),
             &[
@@ -198,6 +199,79 @@ fn commits_write_each_slot_once() {
                 "{}: a smaller ring passed",
                 case.name
             );
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn commits_to_bytes_round_each_row_by_its_largest_value() {
+    for case in cases::attention_prefill() {
+        let width = case.head_dim as usize;
+        let values = case.len as usize * case.kv_heads as usize * width;
+        let mut random = Random::new(5);
+        let mut rows = || {
+            let mut rows = unpacked(&packed(&random.spiked(values, 3.0)));
+            // A row of zeros has a scale of zero, and no NaN.
+            rows[..width].fill(0.0);
+            rows
+        };
+        let (k, v) = (rows(), rows());
+        let spans = case.spans();
+        let row_words = 1 + width / 4;
+        let words = case.ring(&[], 0, POISON).len() * 2 / width * row_words;
+        let outputs = test_gpu().run(
+            Kernel::KvCommit(KvFormat::Int8),
+            case.head_shape(),
+            (case.kv_heads, case.len),
+            &[
+                ("state", Data::U32(&state(case.start, case.len))),
+                ("spans", Data::U32(cast_slice(&spans))),
+                ("k_chunk", Data::U32(&packed(&k))),
+                ("v_chunk", Data::U32(&packed(&v))),
+                ("k_ring", Data::Poison(words)),
+                ("v_ring", Data::Poison(words)),
+            ],
+        );
+        for (name, rows) in [("k_ring", &k), ("v_ring", &v)] {
+            // Which token's row each slot should hold.
+            let mut owners = vec![None; words / row_words];
+            for (kv_head, (span, layout)) in spans.iter().zip(case.layouts()).enumerate() {
+                let tokens: Vec<Option<usize>> = (0..case.len as usize)
+                    .map(|token| Some(token * case.kv_heads as usize + kv_head))
+                    .collect();
+                let slots = &mut owners[span.slot_offset as usize..][..layout.slots() as usize];
+                kv_commit(slots, &tokens, 1, layout, case.start);
+            }
+            for (owner, stored) in owners.iter().zip(outputs[name].chunks(row_words)) {
+                let Some(owner) = owner else {
+                    assert!(stored.iter().all(|&word| word == POISON), "{}", case.name);
+                    continue;
+                };
+                let row = &rows[owner * width..][..width];
+                let (bytes, scale) = to_bytes(row);
+                let stored_scale = f32::from_bits(stored[0]);
+                assert!(
+                    (stored_scale - scale).abs() <= 1e-6 * scale,
+                    "{}: {name}",
+                    case.name
+                );
+                let stored_bytes: Vec<i8> = (stored[1..].iter())
+                    .flat_map(|word| word.to_le_bytes().map(u8::cast_signed))
+                    .collect();
+                for ((&value, &byte), &stored) in row.iter().zip(&bytes).zip(&stored_bytes) {
+                    // A quotient that is not rounded correctly may fall on the other side of a tie.
+                    let from_tie = (f64::from(value) / f64::from(scale)).fract().abs() - 0.5;
+                    assert!(
+                        byte == stored || (from_tie.abs() < 1e-4 && byte.abs_diff(stored) == 1),
+                        "{}: {name}: {value} at {scale} is {byte}, not {stored}",
+                        case.name
+                    );
+                }
+            }
         }
     }
 }

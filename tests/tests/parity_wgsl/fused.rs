@@ -120,6 +120,8 @@ fn check_project(
     norm: Option<VectorType>,
     add: bool,
 ) -> f64 {
+    // What is added to belongs to the only token in flight.
+    let tokens = if add { 1 } else { tokens };
     let mut random = Random::new(u64::from(pieces[0] * cols));
     let mut file = File::default();
     let (mut weights, mut places) = (Vec::new(), Vec::new());
@@ -240,6 +242,10 @@ fn projections_equal_their_twin() {
                 (Some(kind), false)
             };
             largest = largest.max(check_project(lanes, weight, case, norm, add));
+            if norm.is_none() {
+                let error = check_project(Lanes::L64Two, weight, case, norm, add);
+                largest = largest.max(error);
+            }
         }
         println!("project, {}: {largest:.2e}", weight.name());
     }

@@ -3,7 +3,9 @@
 use bytemuck::bytes_of;
 use moa_mask::abi::{PieceParams, ProjectParams};
 use moa_reference::compare::{Tolerance, compare};
-use moa_shaders::{HeadShape, Kernel, MATMUL_TILE, MATVEC_ROWS, VectorType, WeightType};
+use moa_shaders::{
+    HeadShape, Kernel, MATMUL_TILE, MATVEC_ROWS, MatmulThreads, VectorType, WeightType,
+};
 use moa_tests::attention::{packed, unpacked};
 use moa_tests::cases::{self, MatmulCase};
 use moa_tests::gpu::{Data, POISON, floats, test_gpu};
@@ -92,18 +94,24 @@ fn check_matmul(weight: WeightType, case: MatmulCase, vector: VectorType) -> f64
         bits(&bias)
     };
     let kind = case.bias.then_some(vector);
-    let kernels = [
+    let matmul = |threads: MatmulThreads| {
         (
             Kernel::Matmul {
                 weight,
                 bias: kind,
                 add: case.add,
+                threads,
             },
             (
                 case.rows.div_ceil(MATMUL_TILE),
-                case.tokens.div_ceil(MATMUL_TILE),
+                case.tokens.div_ceil(threads.tokens()),
             ),
-        ),
+        )
+    };
+    let kernels = [
+        matmul(MatmulThreads::Wide),
+        matmul(MatmulThreads::Short),
+        matmul(MatmulThreads::Narrow),
         (
             Kernel::Matvec {
                 weight,

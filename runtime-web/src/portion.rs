@@ -1,0 +1,69 @@
+//! How much of a prefill goes into one submit: what the device takes a tenth of a second for, as earlier chunks have
+//! shown, so that a page stays responsive and no watchdog is woken. What is computed does not depend on it.
+
+/// Seconds of work in a submit that are aimed at; one layer is the least, whatever it takes.
+const SECS: f64 = 0.1;
+/// Multiplications in a submit before anything is known: 0.1 s at 20 GMAC/s.
+const FIRST: u64 = 2 << 30;
+/// Less than this in all says more about the way to the device than about the device.
+const LEAST_MEASURED: u64 = 1 << 28;
+
+/// The size of the next submits, in multiplications.
+#[derive(Debug)]
+pub(crate) struct Portion {
+    work: u64,
+}
+
+impl Portion {
+    pub(crate) const fn new() -> Self {
+        Self { work: FIRST }
+    }
+
+    pub(crate) const fn work(&self) -> u64 {
+        self.work
+    }
+
+    /// The device took `secs` for `work` multiplications.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a float becomes the nearest count, and a size need not be exact"
+    )]
+    pub(crate) fn took(&mut self, work: u64, secs: f64) {
+        if work >= LEAST_MEASURED && secs > 0.0 {
+            self.work = (work as f64 / secs * SECS) as u64;
+        }
+    }
+}
+
+/// Seconds since some moment.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) fn clock() -> f64 {
+    use std::time::{SystemTime, UNIX_EPOCH};
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(target_arch = "wasm32")]
+pub(crate) use crate::bindings::clock;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_submit_is_a_tenth_of_a_second() {
+        let mut portion = Portion::new();
+        assert_eq!(portion.work(), FIRST);
+        // 1 GMAC/s: a slow device gets little at a time.
+        portion.took(4_000_000_000, 4.0);
+        assert_eq!(portion.work(), 100_000_000);
+        portion.took(4_000_000_000, 0.001);
+        assert_eq!(portion.work(), 400_000_000_000);
+        // Nothing is learnt from a single token, or from a clock that was set back.
+        portion.took(1_000_000, 1.0);
+        portion.took(4_000_000_000, -1.0);
+        assert_eq!(portion.work(), 400_000_000_000);
+    }
+}
