@@ -137,6 +137,15 @@ impl From<EstimatorChoice> for moa_lm::Estimator {
     }
 }
 
+/// In which units curves are added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScaleChoice {
+    /// Nats a token.
+    Nats,
+    /// Shares of a curve's own sum over all heads and rules.
+    Shares,
+}
+
 /// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum QuantChoice {
@@ -162,8 +171,8 @@ pub(crate) struct ProfileArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,
     /// Divide logits by this before the loss of answers: above 1, heads that make a right answer certain are still heard.
-    #[arg(long, value_name = "FACTOR")]
-    pub(crate) temperature: Option<f64>,
+    #[arg(long, default_value_t = 4.0, value_name = "FACTOR")]
+    pub(crate) temperature: f64,
     /// Lengths to profile, in tokens, separated by commas. Default: by effort.
     #[arg(long, value_delimiter = ',', value_name = "N,..")]
     pub(crate) lengths: Vec<u32>,
@@ -207,15 +216,16 @@ pub(crate) struct SolveArgs {
     #[arg(long, value_name = "TOKENS")]
     pub(crate) context: Option<u32>,
     /// Which influence estimator is minimized.
-    #[arg(long, value_enum, default_value = "joint-positive")]
+    #[arg(long, value_enum, default_value = "joint-square")]
     pub(crate) estimator: EstimatorChoice,
     /// Make curves non-increasing in the span before they are minimized.
     #[arg(long)]
     pub(crate) monotone: bool,
-    /// Add curves in nats, not as shares of their own sum.
-    #[arg(long)]
-    pub(crate) nats: bool,
-    /// Weights of kinds of samples, such as prose=2,lines=0; `task` and `text` mean all of their group. Default: 1.
+    /// In which units curves are added. Default: nats for joint-square, whose curves are divergences; shares for the others.
+    #[arg(long, value_enum)]
+    pub(crate) scale: Option<ScaleChoice>,
+    /// Weights of kinds of samples, such as prose=2,lines=0; `task` and `text` mean all of their group. Default: 1, and 4
+    /// for text in nats.
     #[arg(long, value_delimiter = ',', value_name = "KIND=WEIGHT,..", value_parser = weight::<String>)]
     pub(crate) weights: Vec<(String, f64)>,
     /// Weights of lengths, such as 2048=1,4096=2. Default: 1.
@@ -262,30 +272,27 @@ pub(crate) enum SearchChoice {
 /// Options of a search that measures plans.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SearchArgs {
-    /// Tightening steps from the dense model to the density. Default: 2, 3 or 4 by effort.
+    /// Tightening steps from the dense model to the density. Default: by effort.
     #[arg(long, value_name = "COUNT")]
     pub(crate) steps: Option<usize>,
-    /// Further steps at the density, each kept only if it measures better. Default: 1, 2 or 4 by effort.
+    /// Further steps at the density, each kept only if it measures better. Default: by effort.
     #[arg(long, value_name = "COUNT")]
     pub(crate) rounds: Option<usize>,
-    /// Samples of each kind at each length that a step profiles, fresh ones every time. Default: as many as at the dense
-    /// model.
+    /// Samples of each kind at each length that a step profiles, fresh ones every time. Default: by
+    /// effort.
     #[arg(long, value_name = "COUNT")]
     pub(crate) step_samples: Option<usize>,
     /// Weight of the mean cost over earlier points against the newest point's.
     #[arg(long, default_value_t = 0.5, value_name = "FRACTION")]
     pub(crate) damping: f64,
-    /// Trust region: share of the dense cache that a step may move beyond what its budget takes away. Halved when a
-    /// step measures worse.
-    #[arg(long, default_value_t = 0.1, value_name = "FRACTION")]
-    pub(crate) trust: f64,
-    /// Estimator of steps at masked models. (The first, at the dense model, has --estimator.)
-    #[arg(long, value_enum, default_value = "joint-signed")]
-    pub(crate) step_estimator: EstimatorChoice,
+    /// Weight of the second-order term of a step's model against the first-order one. Times 4 for a while when a step
+    /// measures worse.
+    #[arg(long, default_value_t = 1.0, value_name = "WEIGHT")]
+    pub(crate) curvature: f64,
     /// Weight of text (divergence from dense, nats a token) against tasks (added cross entropy of answers).
-    #[arg(long, default_value_t = 4.0, value_name = "WEIGHT")]
+    #[arg(long, default_value_t = crate::profile::TEXT_WEIGHT, value_name = "WEIGHT")]
     pub(crate) text_weight: f64,
-    /// Held-out samples of each kind at each length that plans are measured on. Default: as many as are profiled.
+    /// Held-out samples of each kind at each length that plans are measured on. Default: by effort.
     #[arg(long, value_name = "COUNT")]
     pub(crate) held_out: Option<usize>,
     /// Lengths at which plans are measured. Default: the profiled ones and one between each two.
@@ -319,9 +326,9 @@ pub(crate) struct Build {
     /// How weights are stored. Default: keep for GGUF, q4 for a folder.
     #[arg(long, value_enum)]
     pub(crate) quant: Option<QuantChoice>,
-    /// How the plan is searched for.
-    #[arg(long = "search", value_enum, default_value = "one-shot")]
-    pub(crate) how: SearchChoice,
+    /// How the plan is searched for. Default: in steps on a GPU, one-shot on the CPU and for --effort quick.
+    #[arg(long = "search", value_enum)]
+    pub(crate) how: Option<SearchChoice>,
     /// Search.
     #[command(flatten)]
     pub(crate) search: SearchArgs,
@@ -342,7 +349,7 @@ pub(crate) struct Profile {
     #[command(flatten)]
     pub(crate) profile: ProfileArgs,
     /// Which estimator `curve.<N>` holds; `curve.<estimator>.<N>` holds each.
-    #[arg(long, value_enum, default_value = "joint-positive")]
+    #[arg(long, value_enum, default_value = "joint-square")]
     pub(crate) estimator: EstimatorChoice,
     /// Also write maps of per-entry influence by blocks of this many tokens.
     #[arg(long, value_name = "TOKENS")]

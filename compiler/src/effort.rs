@@ -7,6 +7,8 @@ use crate::cli::{Effort, ProfileArgs};
 pub(crate) struct Preset {
     pub(crate) lengths: Vec<u32>,
     pub(crate) samples: usize,
+    /// Samples of each kind at each length that a step of a search profiles, and that its plans are measured on.
+    pub(crate) step_samples: usize,
     /// Tightening steps of a search in steps.
     pub(crate) steps: usize,
     /// Further steps at the density.
@@ -15,10 +17,11 @@ pub(crate) struct Preset {
 
 /// The preset of `args`, with what was typed in its place; no length beyond `context`.
 pub(crate) fn preset(args: &ProfileArgs, context: u32) -> Preset {
-    let (lengths, samples, steps, rounds): (&[u32], usize, usize, usize) = match args.effort {
-        Effort::Quick => (&[1024, 2048], 2, 2, 1),
-        Effort::Standard => (&[2048, 4096], 8, 3, 2),
-        Effort::Thorough => (&[2048, 4096, 8192], 16, 4, 4),
+    let (lengths, [samples, step_samples, steps, rounds]): (&[u32], [usize; 4]) = match args.effort
+    {
+        Effort::Quick => (&[1024, 2048], [2, 1, 2, 1]),
+        Effort::Standard => (&[1024, 2048, 4096], [6, 2, 2, 3]),
+        Effort::Thorough => (&[1024, 2048, 4096, 8192], [12, 4, 3, 8]),
     };
     let mut lengths: Vec<u32> = if args.lengths.is_empty() {
         // A short context is profiled at its own length: better one profile than none.
@@ -40,6 +43,7 @@ pub(crate) fn preset(args: &ProfileArgs, context: u32) -> Preset {
     Preset {
         lengths,
         samples: args.samples.unwrap_or(samples),
+        step_samples,
         steps,
         rounds,
     }

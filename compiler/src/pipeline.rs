@@ -148,20 +148,14 @@ pub(crate) fn context(asked: Option<u32>, config: &ModelConfig) -> anyhow::Resul
 
 /// What is asked of the solver at one density.
 pub(crate) fn solve_spec(args: &SolveArgs, density: f64, context: u32, seed: u64) -> SolveSpec {
+    let mut cost = CostSpec::usual(args.estimator.into(), args.scale.map(Scale::from));
+    cost.monotone = args.monotone;
+    cost.kinds.extend(args.weights.iter().cloned());
+    cost.lengths.extend(args.length_weights.iter().copied());
     SolveSpec {
         density,
         context,
-        cost: CostSpec {
-            scale: if args.nats {
-                Scale::Nats
-            } else {
-                Scale::Shares
-            },
-            monotone: args.monotone,
-            kinds: args.weights.iter().cloned().collect(),
-            lengths: args.length_weights.iter().copied().collect(),
-            ..CostSpec::new(args.estimator.into())
-        },
+        cost,
         min_span: args.min_span,
         hold: args.hold.clone(),
         max_rules_per_layer: args.max_rules_per_layer,
@@ -264,9 +258,7 @@ pub(crate) fn profile(
     describe(&mut curves, opened, args.seed, &calibration.sha256);
     let mut put = |key: &str, value: String| curves.metadata.insert(key.to_owned(), value);
     put("loss", format!("{loss:?}"));
-    if let Some(temperature) = spec.temperature {
-        put("temperature", temperature.to_string());
-    }
+    put("temperature", spec.temperature.to_string());
     if let Some(plan) = &spec.at {
         put("at", plan.hash());
     }

@@ -19,7 +19,9 @@ pub enum Estimator {
     JointSigned,
     /// Sum over rows of the positive part of the window's joint effect.
     JointPositive,
-    /// Sum over rows of the square of the window's joint effect.
+    /// Sum over rows of the square of the window's joint effect, times half the number T of target tokens: the divergence that
+    /// it causes, to second order, in nats a token. For labels that the model itself would draw, the square of the effect
+    /// on their summed log likelihood is twice the divergence; the loss is that sum over T.
     JointSquare,
 }
 
@@ -85,7 +87,8 @@ pub struct ProfileOptions<'a> {
     /// The loss.
     pub loss: LossKind,
     /// What logits are divided by before the loss; 1 if absent. Where an answer is certain its cross entropy has no slope
-    /// left, whatever the heads that found it are worth: above 1 they are heard.
+    /// left, whatever the heads that found it are worth: above 1 they are heard. Costs are scaled back: they count what
+    /// happens to logits, as at 1.
     pub temperature: Option<f64>,
     /// Whether [`Estimator::PerEntry`] is wanted beside the joint estimators; maps imply it.
     pub per_entry: bool,

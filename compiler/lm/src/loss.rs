@@ -51,7 +51,7 @@ impl<D: Device> Lm<D> {
         let masks = self.masks(masks)?;
         let rows = self.loss_rows(sample, kind, None, observer)?;
         let x = self.forward(&sample.ids, masks, Phase::Forward, observer, None)?;
-        Ok(self.loss_at(&x, &rows, observer, false)?.0)
+        Ok(self.loss_at(&x, &rows, observer, None)?.0)
     }
 
     /// Finds the rows that carry loss, and runs the dense model where KL asks for it.
@@ -103,23 +103,22 @@ impl<D: Device> Lm<D> {
         self.device.upload(weight)
     }
 
-    /// The loss, and where it is wanted its gradient with respect to the final residual stream `x`, times the device's
-    /// gradient scale.
+    /// The loss, and where a scale is given its gradient with respect to the final residual stream `x`, times that scale.
     pub(crate) fn loss_at(
         &self,
         x: &D::Buffer,
         loss_rows: &LossRows<D::Buffer>,
         observer: &dyn Observer,
-        gradient: bool,
+        gradient_scale: Option<f64>,
     ) -> Result<(f64, Option<D::Buffer>)> {
         let hidden = self.config.hidden_dim as usize;
         let rows = &loss_rows.rows;
         let final_norm = loss_rows.final_norm.as_ref();
         let final_norm = final_norm.unwrap_or(&self.weights.final_norm);
         let scale = 1.0 / f64::from(count(rows.len())?);
-        let larger = scale * self.device.gradient_scale();
+        let larger = scale * gradient_scale.unwrap_or(1.0);
         let mut loss = 0.0;
-        let mut d_x = if gradient {
+        let mut d_x = if gradient_scale.is_some() {
             Some(self.device.zeros(self.device.len(x), Keep::Full)?)
         } else {
             None

@@ -11,6 +11,14 @@ use crate::{
     ProfileOptions, Result, Sample, Turn,
 };
 
+/// What sums of gradients are multiplied by to be costs.
+struct Units {
+    /// What each gradient is: temperature and the device's scale taken off.
+    once: f64,
+    /// Target tokens, over which the loss is a mean.
+    targets: f64,
+}
+
 impl<D: Device> Lm<D> {
     /// What every span of every KV head would cost on one sample.
     pub fn influence(
@@ -19,7 +27,16 @@ impl<D: Device> Lm<D> {
         options: &ProfileOptions<'_>,
         observer: &dyn Observer,
     ) -> Result<Influence> {
-        Ok(self.backward(sample, options, observer)?.0)
+        // Far from the dense model gradients are steep, and 16-bit devices run over: then smaller ones.
+        let scale = self.device.gradient_scale();
+        let mut result = self.backward(sample, options, scale, observer);
+        for smaller in [scale / 256.0, scale / 65_536.0] {
+            if scale == 1.0 || !matches!(result, Err(LmError::NotFinite { .. })) {
+                break;
+            }
+            result = self.backward(sample, options, smaller, observer);
+        }
+        Ok(result?.0)
     }
 
     /// The influence, and the gradient of the loss with respect to the embedded tokens, which tests check.
@@ -27,6 +44,7 @@ impl<D: Device> Lm<D> {
         &self,
         sample: &Sample,
         options: &ProfileOptions<'_>,
+        gradient_scale: f64,
         observer: &dyn Observer,
     ) -> Result<(Influence, D::Buffer)> {
         if options.blocks == Some(0) {
@@ -46,7 +64,7 @@ impl<D: Device> Lm<D> {
             observer,
             Some(&mut saved),
         )?;
-        let (loss, d_x) = self.loss_at(&x, &loss_rows, observer, true)?;
+        let (loss, d_x) = self.loss_at(&x, &loss_rows, observer, Some(gradient_scale))?;
         let mut d_x = match d_x {
             Some(d_x) => d_x,
             None => self.device.zeros(self.device.len(&x), Keep::Full)?,
@@ -68,7 +86,11 @@ impl<D: Device> Lm<D> {
             });
         }
         layers.reverse();
-        let influence = self.assemble(sample.ids.len(), loss, layers, options);
+        let units = Units {
+            once: options.temperature.unwrap_or(1.0) / gradient_scale,
+            targets: loss_rows.rows.len() as f64,
+        };
+        let influence = self.assemble(sample.ids.len(), loss, layers, options, &units);
         let curves = influence.curves.iter().flatten();
         if !loss.is_finite() || curves.into_iter().any(|cost| !cost.is_finite()) {
             return Err(LmError::NotFinite {
@@ -161,6 +183,7 @@ impl<D: Device> Lm<D> {
         loss: f64,
         layers: Vec<LayerInfluence>,
         options: &ProfileOptions<'_>,
+        units: &Units,
     ) -> Influence {
         let mut influence = Influence {
             loss,
@@ -175,11 +198,11 @@ impl<D: Device> Lm<D> {
                 signed: Vec::new(),
             }),
         };
-        let once = 1.0 / self.device.gradient_scale();
+        let once = units.once;
         for layer in layers {
             for (estimator, curve) in Estimator::ALL.into_iter().zip(layer.curves) {
                 let scale = match estimator {
-                    Estimator::JointSquare => once * once,
+                    Estimator::JointSquare => once * once * units.targets / 2.0,
                     _ => once,
                 };
                 influence.curves[estimator.index()].extend(curve.iter().map(|cost| cost * scale));
@@ -234,7 +257,7 @@ mod tests {
                 temperature,
                 ..Default::default()
             };
-            let gradient = lm.backward(&sample, &options, &()).unwrap().1;
+            let gradient = lm.backward(&sample, &options, 1.0, &()).unwrap().1;
             for first in [0, 13, 50] {
                 // A few tokens move, each its own way.
                 let direction = |id: u32, channel: usize| {
@@ -270,7 +293,7 @@ mod tests {
                             None,
                         )
                         .unwrap();
-                    lm.loss_at(&x, &teacher, &(), false).unwrap().0
+                    lm.loss_at(&x, &teacher, &(), None).unwrap().0
                 };
                 let mut slope_over = |step: f32| {
                     let (above, below) = (loss(step), loss(-2.0 * step));

@@ -8,7 +8,8 @@ use moa_format::{Plan, Provenance};
 use serde_json::json;
 
 use crate::bundle::{Bundle, WriteSpec, check_target, write};
-use crate::cli::{Build, QuantChoice};
+use crate::cli::{Build, Effort, QuantChoice, SearchChoice};
+use crate::device::Place;
 use crate::files::sibling;
 use crate::hint::Told;
 use crate::interrupt;
@@ -126,7 +127,7 @@ fn find_plans(
         profile: &args.profile,
         solve: &args.solve,
         search: &args.search,
-        how: args.how,
+        how: args.how.unwrap_or(usual_search(args, opened)),
         context,
         work,
         printer,
@@ -145,6 +146,14 @@ fn find_plans(
         ));
     }
     Ok(found)
+}
+
+/// What the CPU cannot do in an hour is left to those who ask for it.
+fn usual_search(args: &Build, opened: &Opened) -> SearchChoice {
+    match (opened.place, args.profile.effort) {
+        (Place::Cpu, _) | (_, Effort::Quick) => SearchChoice::OneShot,
+        _ => SearchChoice::Steps,
+    }
 }
 
 fn provenance(plan: &Plan, opened: &Opened) -> Provenance {

@@ -209,7 +209,7 @@ impl Kind {
                     )
                     .into());
                 }
-                let estimator = curves.estimator().unwrap_or(Estimator::JointPositive);
+                let estimator = curves.estimator().unwrap_or(Estimator::JointSquare);
                 Ok(Self::Binary(budget(wanted)?, Box::new(curves), estimator))
             }
             "duo" => {
@@ -241,7 +241,7 @@ fn binary(
         alpha: 0.0,
         beta: 0.0,
     };
-    let spec = CostSpec::new(estimator);
+    let spec = CostSpec::usual(estimator, None);
     let table = costs(curves, &spec, &[narrow, HeadRule::DENSE], &[context]);
     let heads = table.len() / 2;
     let mut order: Vec<usize> = (0..heads).collect();

@@ -16,6 +16,7 @@ use moa_lm::Estimator;
 use moa_mask::HeadRule;
 
 use super::curves::Curves;
+use crate::cli::ScaleChoice;
 
 /// Kinds of samples whose loss is that of a language model: the rest asks for something in the text.
 const TEXT_KINDS: [&str; 2] = ["prose", "text"];
@@ -25,6 +26,9 @@ pub(crate) fn is_text(kind: &str) -> bool {
     TEXT_KINDS.contains(&kind)
 }
 
+/// Weight of text against tasks where both are in nats: .025 nats of divergence on text weigh as much as .1 on an answer.
+pub(crate) const TEXT_WEIGHT: f64 = 4.0;
+
 /// In which units terms are added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scale {
@@ -32,6 +36,15 @@ pub(crate) enum Scale {
     Shares,
     /// Nats a token, the mean over tasks plus the mean over plain texts, and over lengths.
     Nats,
+}
+
+impl From<ScaleChoice> for Scale {
+    fn from(choice: ScaleChoice) -> Self {
+        match choice {
+            ScaleChoice::Nats => Self::Nats,
+            ScaleChoice::Shares => Self::Shares,
+        }
+    }
 }
 
 /// How curves become costs.
@@ -56,6 +69,25 @@ impl CostSpec {
             monotone: false,
             kinds: BTreeMap::new(),
             lengths: BTreeMap::new(),
+        }
+    }
+
+    /// What is minimized unless asked otherwise: divergences in nats, with text at its weight; other estimators have no common
+    /// units and are added as shares.
+    pub(crate) fn usual(estimator: Estimator, scale: Option<Scale>) -> Self {
+        let scale = scale.unwrap_or(if estimator == Estimator::JointSquare {
+            Scale::Nats
+        } else {
+            Scale::Shares
+        });
+        let kinds = match scale {
+            Scale::Nats => BTreeMap::from([("text".to_owned(), TEXT_WEIGHT)]),
+            Scale::Shares => BTreeMap::new(),
+        };
+        Self {
+            scale,
+            kinds,
+            ..Self::new(estimator)
         }
     }
 
@@ -195,6 +227,24 @@ mod tests {
             costs(&curves, &spec, &rules, &[16]),
             [1.5, 0.5, 0.0, 300.0, 100.0, 0.0]
         );
+    }
+
+    #[test]
+    fn only_divergences_are_added_in_nats_unless_asked() {
+        let usual = |estimator, scale| {
+            let spec = CostSpec::usual(estimator, scale);
+            (
+                spec.scale,
+                spec.weight("prose", 1),
+                spec.weight("needle", 1),
+            )
+        };
+        let nats = (Scale::Nats, TEXT_WEIGHT, 1.0);
+        assert_eq!(usual(Estimator::JointSquare, None), nats);
+        assert_eq!(usual(Estimator::PerEntry, Some(Scale::Nats)), nats);
+        let shares = (Scale::Shares, 1.0, 1.0);
+        assert_eq!(usual(Estimator::PerEntry, None), shares);
+        assert_eq!(usual(Estimator::JointSquare, Some(Scale::Shares)), shares);
     }
 
     #[test]

@@ -185,7 +185,7 @@ impl Curves {
                     .collect(),
             ));
         };
-        let chosen = self.estimator().unwrap_or(Estimator::JointPositive);
+        let chosen = self.estimator().unwrap_or(Estimator::JointSquare);
         for (&context, length) in &self.lengths {
             let shape = vec![self.layers, self.kv_heads, self.bins(context)];
             let values = shape.iter().product();

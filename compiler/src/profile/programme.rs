@@ -1,8 +1,6 @@
 //! The programme of one model: the rules on offer, the lengths whose density is bounded, and ways to choose among them.
 //!
-//! Costs come from outside, as a table `[head][rule]`. [`Programme::near`] keeps a step close to a plan: it charges every
-//! head for what it moves and finds, by bisection, the charge under which the whole step moves no more than allowed.
-//! That is the Lagrangian of a trust region, so the solver needs no further constraint.
+//! Costs come from outside, as a table `[head][rule]`.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +11,6 @@ use moa_solve::{Budget, Infeasible, Options, Outcome, Problem, Solution, candida
 
 use crate::hint::Told;
 use crate::plans::masks_of;
-
-/// Solves of the bisection for the charge.
-const BISECTIONS: usize = 12;
 
 /// What may be chosen, and within which budgets.
 #[derive(Debug, Clone)]
@@ -166,82 +161,6 @@ impl Programme {
             .collect()
     }
 
-    /// The cheapest choice that moves at most `radius` of the dense cache away from `from`, or, where the budget cannot
-    /// be met within it, moves as little as the search finds.
-    pub(crate) fn near(
-        &self,
-        costs: &[f64],
-        density: f64,
-        from: &[usize],
-        radius: f64,
-    ) -> anyhow::Result<Chosen> {
-        let distance = self.distances();
-        let rules = self.rules.len();
-        let charged = |charge: f64| -> anyhow::Result<(Chosen, f64)> {
-            let table: Vec<f64> = costs
-                .chunks_exact(rules)
-                .zip(from)
-                .flat_map(|(costs, &own)| {
-                    let distance = &distance[own * rules..][..rules];
-                    costs
-                        .iter()
-                        .zip(distance)
-                        .map(move |(cost, distance)| cost + charge * distance)
-                })
-                .collect();
-            let mut chosen = self.solve(&table, density)?;
-            // Without the charge again.
-            chosen.solution.objective = costs
-                .chunks_exact(rules)
-                .zip(&chosen.solution.rule_of_head)
-                .map(|(costs, &rule)| costs[rule])
-                .sum();
-            let moved = self.moved(from, &chosen.solution.rule_of_head);
-            Ok((chosen, moved))
-        };
-        let (free, moved) = charged(0.0)?;
-        if moved <= radius {
-            return Ok(free);
-        }
-        // The largest charge that can matter: the whole range of costs for the smallest move.
-        let range = costs
-            .chunks_exact(rules)
-            .flat_map(|costs| {
-                let low = costs.iter().copied().fold(f64::INFINITY, f64::min);
-                costs.iter().map(move |cost| cost - low)
-            })
-            .fold(0.0, f64::max);
-        let smallest = distance
-            .iter()
-            .copied()
-            .filter(|distance| *distance > 0.0)
-            .fold(1.0, f64::min);
-        let (mut low, mut high) = (0.0, range.max(f64::MIN_POSITIVE) / smallest * 2.0);
-        let (mut best, mut best_moved) = charged(high)?;
-        for _ in 0..BISECTIONS {
-            if best_moved > radius {
-                // Not even the largest charge keeps within the radius: the budget asks for more.
-                break;
-            }
-            // Charges span many orders of magnitude.
-            let middle = if low == 0.0 {
-                high / 16.0
-            } else {
-                (low * high).sqrt()
-            };
-            let (chosen, moved) = charged(middle)?;
-            if moved <= radius {
-                high = middle;
-                if chosen.solution.objective <= best.solution.objective {
-                    (best, best_moved) = (chosen, moved);
-                }
-            } else {
-                low = middle;
-            }
-        }
-        Ok(best)
-    }
-
     /// The choice under which every head sees everything.
     pub(crate) fn dense(&self) -> Vec<usize> {
         let dense = self
@@ -318,51 +237,6 @@ mod tests {
     fn plans_are_named_by_density() {
         assert_eq!(plan_name(0.5), "moa-50");
         assert_eq!(plan_name(0.125), "moa-12.5");
-    }
-
-    #[test]
-    fn a_step_moves_no_further_than_its_radius() {
-        let grid = MaskGrid::new(16, 16).unwrap();
-        let programme = Programme::new((4, 2), grid, &[1024], 1024, None);
-        let rules = programme.rules.len();
-        // Even heads gain from width, odd heads from being narrow: the free choice is far from uniform.
-        let costs: Vec<f64> = (0..8)
-            .flat_map(|head| {
-                (0..rules).map(move |rule| {
-                    let share = rule as f64 / rules as f64;
-                    if head % 2 == 0 {
-                        1.0 - share
-                    } else {
-                        share * 0.1
-                    }
-                })
-            })
-            .collect();
-        let half = programme
-            .rules
-            .iter()
-            .position(|rule| rule.span(1024, grid) == 512)
-            .unwrap();
-        let from = vec![half; 8];
-        let free = programme.solve(&costs, 0.5).unwrap();
-        let far = programme.moved(&from, free.rules());
-        assert!(far > 0.3, "{far}");
-        let mut last = f64::INFINITY;
-        for radius in [0.0, 0.1, 0.2, 1.0] {
-            let near = programme.near(&costs, 0.5, &from, radius).unwrap();
-            let moved = programme.moved(&from, near.rules());
-            assert!(moved <= radius + 1e-12, "{moved} of {radius}");
-            assert!(near.solution.objective <= last + 1e-12);
-            last = near.solution.objective;
-            let density = programme.densities(near.rules())[&1024];
-            assert!(density <= 0.5 + 1e-9);
-        }
-        assert_eq!(last, free.solution.objective);
-        // A tighter budget cannot be met without moving.
-        let tight = programme.near(&costs, 0.25, &from, 0.0).unwrap();
-        assert!(programme.densities(tight.rules())[&1024] <= 0.25 + 1e-9);
-        let moved = programme.moved(&from, tight.rules());
-        assert!((moved - 0.25).abs() < 0.02, "{moved}");
     }
 
     #[test]

@@ -36,14 +36,14 @@ pub(crate) struct ProfileSpec {
     /// Side of the blocks of per-entry maps, in tokens.
     pub(crate) blocks: Option<u32>,
     /// What logits are divided by where an answer carries the loss; texts stay as they are.
-    pub(crate) temperature: Option<f64>,
+    pub(crate) temperature: f64,
     /// SHA-256 of the checkpoint.
     pub(crate) source_sha256: String,
 }
 
 impl ProfileSpec {
     fn temperature_of(&self, sample: &Sample) -> Option<f64> {
-        self.temperature.filter(|_| !is_text(&sample.kind))
+        (self.temperature != 1.0 && !is_text(&sample.kind)).then_some(self.temperature)
     }
 }
 
@@ -267,7 +267,7 @@ mod tests {
             at: None,
             per_entry: false,
             blocks: None,
-            temperature: None,
+            temperature: 1.0,
             source_sha256: "00".into(),
         };
         let base = key(64, &sample, &spec);
@@ -312,7 +312,7 @@ mod tests {
                 64,
                 &sample,
                 &ProfileSpec {
-                    temperature: Some(2.0),
+                    temperature: 2.0,
                     ..spec.clone()
                 }
             )

@@ -31,7 +31,7 @@ figure h3{font-size:15px;margin:0 0 8px}
 .scroll{overflow-x:auto;background:#fff;border:1px solid var(--line);border-radius:8px;margin:12px 0}
 table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
 th,td{padding:6px 11px;text-align:right;border-bottom:1px solid #edf0f3;white-space:nowrap}
-th{background:#fafbfc;color:var(--muted);font-weight:600}td:first-child,th:first-child,td.t,th.t{text-align:left}td.t{white-space:normal;max-width:22em}
+th{background:#fafbfc;color:var(--muted);font-weight:600}td:first-child,th:first-child,td.t,th.t{text-align:left}td.t{white-space:normal;max-width:22em}td:first-child{white-space:nowrap}
 summary{cursor:pointer;color:var(--muted);margin:10px 0}td b{font-weight:600}
 tr:last-child td{border-bottom:0}code{font-size:12px}
 @media print{body{background:#fff}.save{display:none}figure,.scroll{break-inside:avoid}}
@@ -96,18 +96,29 @@ pub(crate) fn page(inputs: &Inputs, figures: &[Figure], title: &str) -> String {
 }
 
 fn table(html: &mut String, head: &[&str], rows: &[Vec<String>]) {
+    let text = |cell: &str| {
+        let figure =
+            cell.starts_with(|char: char| char.is_ascii_digit() || "-\u{d7}".contains(char));
+        !cell.is_empty() && !figure
+    };
+    // A column is aligned as one.
+    let class = |column: usize| {
+        let mut cells = rows.iter().filter_map(|row| row.get(column));
+        if cells.any(|cell| text(cell)) {
+            " class=\"t\""
+        } else {
+            ""
+        }
+    };
     html.push_str("<div class=\"scroll\"><table><thead><tr>");
-    for cell in head {
-        let _ = write!(html, "<th>{}</th>", escape(cell));
+    for (column, cell) in head.iter().enumerate() {
+        let _ = write!(html, "<th{}>{}</th>", class(column), escape(cell));
     }
     html.push_str("</tr></thead><tbody>");
     for row in rows {
         html.push_str("<tr>");
-        for cell in row {
-            let is_text = cell.parse::<f64>().is_err()
-                && !cell.starts_with(|char: char| char.is_ascii_digit() || char == '\u{d7}');
-            let class = if is_text { " class=\"t\"" } else { "" };
-            let _ = write!(html, "<td{class}>{}</td>", escape(cell));
+        for (column, cell) in row.iter().enumerate() {
+            let _ = write!(html, "<td{}>{}</td>", class(column), escape(cell));
         }
         html.push_str("</tr>");
     }
@@ -267,9 +278,11 @@ fn quality(html: &mut String, inputs: &Inputs) {
             );
             html.push_str("</details>");
         }
+        let pooled = summary.effective.iter().any(|one| one.suite == POOLED);
         let rows: Vec<Vec<String>> = summary
             .effective
             .iter()
+            .filter(|one| !pooled || one.suite == POOLED)
             .map(|one| {
                 vec![
                     one.suite.clone(),
@@ -338,7 +351,7 @@ fn board(html: &mut String, summary: &Summary) {
                             let half = own.and_then(|cell| cell.interval);
                             half.map_or_else(
                                 || format!("{score:.3}"),
-                                |one| format!("{score:.3} [{:.3}, {:.3}]", one.low, one.high),
+                                |one| format!("{score:.3} [{:.2}, {:.2}]", one.low, one.high),
                             )
                         }),
                 );
@@ -373,7 +386,7 @@ fn search(html: &mut String, inputs: &Inputs) {
                 vec![
                     step.name(),
                     number(step.density),
-                    show(step.radius),
+                    show(step.curvature),
                     number(step.moved),
                     show(step.predicted),
                     show(step.measured.task),
@@ -392,7 +405,7 @@ fn search(html: &mut String, inputs: &Inputs) {
             &[
                 "plan",
                 "budget",
-                "radius",
+                "curvature",
                 "moved",
                 "predicted change",
                 "task",
@@ -453,7 +466,7 @@ mod tests {
             kind: StepKind::Front,
             number,
             density: 0.5,
-            radius: None,
+            curvature: None,
             moved: 0.5,
             predicted: None,
             measured: Measured {

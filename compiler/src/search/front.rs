@@ -108,7 +108,7 @@ impl Job<'_> {
                 kind: StepKind::Front,
                 number: steps.len(),
                 density: spec.density,
-                radius: None,
+                curvature: None,
                 moved: programme.moved(&dense, chosen.rules()),
                 predicted: None,
                 measured,

@@ -136,9 +136,9 @@ impl Job<'_> {
                 args.damping >= 0.0 && args.damping.is_finite(),
             ),
             (
-                "--trust",
-                args.trust,
-                args.trust >= 0.0 && args.trust <= 1.0,
+                "--curvature",
+                args.curvature,
+                args.curvature >= 0.0 && args.curvature.is_finite(),
             ),
             (
                 "--text-weight",
@@ -148,7 +148,7 @@ impl Job<'_> {
         ] {
             if !good {
                 return Err(Told::new(
-                    format!("{what} is {got}, expected 0 or more (--trust: at most 1)"),
+                    format!("{what} is {got}, expected 0 or more"),
                     format!("leave {what} out for its default"),
                 )
                 .into());
@@ -191,7 +191,7 @@ impl Job<'_> {
         };
         let wish = Wish {
             lengths,
-            count: self.search.held_out.unwrap_or(preset.samples),
+            count: self.search.held_out.unwrap_or(preset.step_samples),
             after: self.after(self.parts()),
             ..Wish::of(self.profile, &preset)
         };
@@ -230,7 +230,7 @@ impl Job<'_> {
     /// Samples of each kind that a step profiles.
     fn step_samples(&self) -> usize {
         let preset = preset(self.profile, self.context);
-        self.search.step_samples.unwrap_or(preset.samples)
+        self.search.step_samples.unwrap_or(preset.step_samples)
     }
 
     /// Samples of each kind that the first `parts` sets take.
@@ -273,7 +273,7 @@ impl Job<'_> {
                 steps,
                 rounds,
                 damping: self.search.damping,
-                trust: self.search.trust,
+                curvature: self.search.curvature,
                 exchanges: self.search.exchanges,
             };
             let stages = &self.opened.stages;
@@ -312,11 +312,7 @@ impl Job<'_> {
         if self.how == SearchChoice::Steps {
             // No programme proved anything about this plan.
             origin.notes.remove("gap");
-            origin.estimator = Some(format!(
-                "{}, then {}",
-                spec.cost.estimator.name(),
-                moa_lm::Estimator::from(self.search.step_estimator).name()
-            ));
+            origin.estimator = Some(format!("{}, then steps", spec.cost.estimator.name()));
         }
         let points: Vec<(f64, f64)> = steps.iter().map(|step| step.measured.point()).collect();
         let front = if self.how == SearchChoice::Front {

@@ -209,6 +209,53 @@ fn the_profile_at_a_plan_predicts_small_changes_of_it() {
     assert!(error < 0.25 * change, "{error} {change}"); // measured 0.19: second-order terms of a random model
 }
 
+/// The square of a window's effect is the divergence that it causes: head by head, and at another temperature.
+#[test]
+fn squared_effects_are_divergences() {
+    let (lm, oracle) = (tiny("tiny-llama"), Oracle::open("tiny-llama"));
+    let ids = oracle.u32("ids");
+    let sample = Sample::new(ids, 40);
+    let profile = |temperature| {
+        let options = ProfileOptions {
+            grid: MaskGrid::new(8, 1).unwrap(),
+            temperature,
+            ..Default::default()
+        };
+        lm.influence(&sample, &options, &()).unwrap()
+    };
+    let (warm, hot) = (profile(None), profile(Some(2.0)));
+    let span = 130;
+    let (mut measured, mut predicted, mut hotter) = (0.0, 0.0, 0.0);
+    for layer in 0..3 {
+        for kv_head in 0..2 {
+            let mut spans = vec![vec![160; 2]; 3];
+            spans[layer][kv_head] = span;
+            let real = lm
+                .kl_to_dense(&sample, Some(&exact_masks(&spans, 8, 160)), &())
+                .unwrap();
+            let cost = |of: &moa_lm::Influence| {
+                let bin = (layer * 2 + kv_head) * 160 + span as usize - 1;
+                of.curve(Estimator::JointSquare)[bin]
+            };
+            println!(
+                "layer {layer} head {kv_head}: divergence {real:.4e}, predicted {:.4e}, at 2 {:.4e}",
+                cost(&warm),
+                cost(&hot)
+            );
+            measured += real;
+            predicted += cost(&warm);
+            hotter += cost(&hot);
+        }
+    }
+    // Labels are not the model's own, rows are not independent: the size is right, not the digits.
+    for cost in [predicted, hotter] {
+        assert!(
+            cost > measured / 2.0 && cost < measured * 2.0,
+            "{cost} {measured}"
+        );
+    }
+}
+
 #[test]
 fn kl_to_dense_is_zero_and_flat_at_the_dense_model_only() {
     let (lm, oracle) = (tiny("tiny-llama"), Oracle::open("tiny-llama"));
