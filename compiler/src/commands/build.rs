@@ -150,7 +150,7 @@ fn find_plans(
 
 /// What the CPU cannot do in an hour is left to those who ask for it.
 fn usual_search(args: &Build, opened: &Opened) -> SearchChoice {
-    match (opened.place, args.profile.effort) {
+    match (&opened.place, args.profile.effort) {
         (Place::Cpu, _) | (_, Effort::Quick) => SearchChoice::OneShot,
         _ => SearchChoice::Steps,
     }

@@ -21,7 +21,7 @@ use crate::evaluate::{POOLED, Summary};
 const STYLE: &str = "
 :root{--ink:#1f2933;--muted:#5b6875;--line:#d9dee4}
 body{font:15px/1.55 system-ui,'Segoe UI',Helvetica,Arial,sans-serif;color:var(--ink);background:#f6f7f9;margin:0}
-main{max-width:1080px;margin:0 auto;padding:24px 20px 60px}
+main{max-width:1240px;margin:0 auto;padding:24px 20px 60px}
 h1{font-size:26px;margin:8px 0 2px}h2{font-size:19px;margin:34px 0 8px}
 p.lead,figcaption{color:var(--muted);margin:4px 0 10px}
 figure{background:#fff;border:1px solid var(--line);border-radius:8px;margin:14px 0;padding:14px 16px}
@@ -30,8 +30,8 @@ figure h3{font-size:15px;margin:0 0 8px}
 .save{float:right;font-size:12px}.save button{font:inherit;border:1px solid var(--line);background:#fff;border-radius:5px;padding:2px 9px;margin-left:6px;cursor:pointer}
 .scroll{overflow-x:auto;background:#fff;border:1px solid var(--line);border-radius:8px;margin:12px 0}
 table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
-th,td{padding:6px 11px;text-align:right;border-bottom:1px solid #edf0f3;white-space:nowrap}
-th{background:#fafbfc;color:var(--muted);font-weight:600}td:first-child,th:first-child,td.t,th.t{text-align:left}td.t{white-space:normal;max-width:22em}td:first-child{white-space:nowrap}
+th,td{padding:6px 9px;text-align:right;border-bottom:1px solid #edf0f3;white-space:nowrap}
+th{background:#fafbfc;color:var(--muted);font-weight:600;white-space:normal;vertical-align:bottom}td:first-child,th:first-child,td.t,th.t{text-align:left}td.t{white-space:normal;max-width:22em}td:first-child{white-space:nowrap}
 summary{cursor:pointer;color:var(--muted);margin:10px 0}td b{font-weight:600}
 tr:last-child td{border-bottom:0}code{font-size:12px}
 @media print{body{background:#fff}.save{display:none}figure,.scroll{break-inside:avoid}}

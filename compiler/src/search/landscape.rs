@@ -12,7 +12,6 @@ use super::steps::{Landscape, Local, Step};
 use super::{Job, interrupted};
 use crate::calibrate::Sample;
 use crate::calibration::{self, Wish};
-use crate::cli::EstimatorChoice;
 use crate::effort::preset;
 use crate::evaluate::Scorer;
 use crate::hint::Told;
@@ -64,7 +63,7 @@ impl Model<'_, '_> {
                 grid,
                 loss,
                 at: Some(at.clone()),
-                per_entry: job.search.step_estimator == EstimatorChoice::PerEntry,
+                per_entry: false,
                 blocks: None,
                 temperature: job.profile.temperature,
                 source_sha256: job.opened.source_sha256.clone(),

@@ -2,7 +2,8 @@
 //!
 //! Of samples that ask for something the measure is the cross entropy that a plan adds to the right answer; of plain
 //! texts the divergence from the dense model. Both are nats a token, means over kinds and lengths, and the loss of a plan
-//! is the first plus the second times a weight. Measurements wait in a file, so that an interrupted search finds them.
+//! is the first plus the second times a weight. An answer that is likelier than under the dense model counts as just as
+//! good: otherwise plans are found that trade text for certainty of the calibration's answers, and that do worse elsewhere. Measurements wait in a file, so that an interrupted search finds them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,7 +32,7 @@ pub(crate) struct Measured {
     pub(crate) task: Option<f64>,
     /// Divergence from the dense model on text in nats a token; absent without texts.
     pub(crate) text: Option<f64>,
-    /// `task + text_weight * text`.
+    /// The mean of what answers lose, gains counting nothing, plus `text_weight * text`.
     pub(crate) loss: f64,
     /// By kind and length, `needle.2048`.
     pub(crate) parts: BTreeMap<String, f64>,
@@ -131,8 +132,11 @@ impl<'a> Bench<'a> {
             (!of.is_empty()).then(|| mean(&of))
         };
         let (task, text) = (group(false), group(true));
+        let tasks = parts.iter().filter(|((text, _), _)| !text);
+        let lost: Vec<f64> = tasks.map(|(_, values)| mean(values).max(0.0)).collect();
+        let lost = if lost.is_empty() { 0.0 } else { mean(&lost) };
         Ok(Measured {
-            loss: task.unwrap_or(0.0) + self.text_weight * text.unwrap_or(0.0),
+            loss: lost + self.text_weight * text.unwrap_or(0.0),
             task,
             text,
             parts: parts
@@ -296,5 +300,26 @@ pub(crate) mod tests {
         }
         assert_eq!(first, Some(5), "two tasks twice, one text once");
         assert_eq!(fake.calls.get(), 5, "the second bench read them");
+    }
+
+    #[test]
+    fn answers_likelier_than_under_the_dense_model_make_up_for_nothing() {
+        let fake = Fake {
+            config: crate::evaluate::duo_tests::config(),
+            calls: Cell::new(0),
+            needs: vec![(-1.0, 2.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)],
+        };
+        let sample = |kind: &str, id| Sample {
+            ids: vec![id; 100],
+            response_start: 50,
+            kind: kind.into(),
+        };
+        let samples = BTreeMap::from([(100, vec![sample("needle", 1), sample("prose", 3)])]);
+        let (printer, cancel) = (printer(), AtomicBool::new(false));
+        let mut bench = Bench::open(samples, "m".into(), 3.0, None, &printer, &cancel).unwrap();
+        let half = |_| Ok(ModelMasks::uniform(2, 2, HeadMask::from_span(50, 10)));
+        let measured = bench.measure(&fake, &half).unwrap();
+        assert_eq!((measured.task, measured.text), (Some(-0.5), Some(1.0)));
+        assert_eq!(measured.loss, 3.0);
     }
 }

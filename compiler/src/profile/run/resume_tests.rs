@@ -88,7 +88,7 @@ fn profile(model: &dyn Profiled, work: &Path) -> anyhow::Result<Curves> {
         at: None,
         per_entry: true,
         blocks: None,
-        temperature: None,
+        temperature: 1.0,
         source_sha256: "00".into(),
     };
     profiler.run(&samples(), &spec)
