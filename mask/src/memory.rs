@@ -252,6 +252,22 @@ mod tests {
     }
 
     #[test]
+    fn an_engine_in_bytes_keeps_its_chunk_in_sixteen_bits() {
+        let shape = KvShape {
+            layers: 2,
+            kv_heads: 3,
+            head_dim: 64,
+        };
+        let masks = ModelMasks::uniform(2, 3, HeadMask::from_span(1024, 64));
+        let bytes = |format| shape.format_bytes(&masks, 8192, 256, format).unwrap();
+        let sixteen = bytes(KvFormat::Sixteen);
+        assert_eq!(sixteen, shape.kv_bytes(&masks, 8192, 256, 2).unwrap());
+        let int8 = bytes(KvFormat::Int8);
+        assert_eq!(int8.cache, 6 * (1024 + 64) * 2 * (64 + 4));
+        assert_eq!(int8.scratch, sixteen.scratch);
+    }
+
+    #[test]
     fn offsets_tile_the_layer() {
         let layer = [HeadMask::from_span(128, 64), HeadMask::DENSE];
         assert_eq!(slot_offsets(&layer, 1000, 64), (vec![0, 192], 1192));
