@@ -167,7 +167,7 @@ pub(crate) struct ProfileArgs {
     /// Records: `{"prompt","response"}`, `{"messages":[..]}` or `{"ids":[..],"response_start":k}`.
     #[arg(long, value_name = "FILE")]
     pub(crate) calibration: Option<PathBuf>,
-    /// A plain text whose windows calibrate language modelling, in place of the built-in prose.
+    /// A plain text whose windows calibrate language modeling, in place of the built-in prose.
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,
     /// Divide logits by this before the loss of answers: above 1, heads that make a right answer certain are still heard.
@@ -261,7 +261,7 @@ fn weight<K: std::str::FromStr>(text: &str) -> Result<(K, f64), String> {
 pub(crate) enum SearchChoice {
     /// One profile of the dense model, one programme.
     OneShot,
-    /// Re-linearise: tighten the budget step by step and profile the model as masked so far; keep the plan that
+    /// Re-linearize: tighten the budget step by step and profile the model as masked so far; keep the plan that
     /// measures best on held-out samples.
     Steps,
     /// A front of one-shot plans over weights of tasks against text and of lengths; the one that measures best on

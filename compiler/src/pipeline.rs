@@ -70,7 +70,7 @@ impl Opened {
             .ok_or_else(|| crate::exit::Internal("the model vanished".into()).into())
     }
 
-    /// The text that a command calibrates language modelling on, tokenized once.
+    /// The text that a command calibrates language modeling on, tokenized once.
     pub(crate) fn text(&self, path: &Path) -> anyhow::Result<&Text> {
         if self.text.get().is_none() {
             let bytes = read_bounded(path, TEXT_LIMIT)?;

@@ -163,7 +163,7 @@ abi_struct! {
         cols: u32,
         /// Added to the mean square under the root.
         eps: f32,
-        /// First quad (two neighbouring channels and their partners half a head away) of this dispatch.
+        /// First quad (two neighboring channels and their partners half a head away) of this dispatch.
         first_quad: u32,
         /// Quads of this dispatch.
         quads: u32,

@@ -40,7 +40,7 @@ pub struct Seen {
 pub struct Chosen {
     /// The token.
     pub id: u32,
-    /// How far the draw lay from the nearest neighbour's share, as a part of all mass; 1 where nothing was drawn.
+    /// How far the draw lay from the nearest neighbor's share, as a part of all mass; 1 where nothing was drawn.
     pub margin: f64,
 }
 

@@ -294,7 +294,7 @@ impl<'a> Builder<'a, '_> {
     }
 }
 
-/// Neighbouring matrices of one type together: first quad, quads, type.
+/// Neighboring matrices of one type together: first quad, quads, type.
 fn by_type(matrices: &[&TensorEntry], quads: [u32; 3]) -> Vec<(u32, u32, WeightType)> {
     let mut list: Vec<(u32, u32, WeightType)> = Vec::new();
     let mut first = 0;

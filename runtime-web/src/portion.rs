@@ -61,7 +61,7 @@ mod tests {
         assert_eq!(portion.work(), 100_000_000);
         portion.took(4_000_000_000, 0.001);
         assert_eq!(portion.work(), 400_000_000_000);
-        // Nothing is learnt from a single token, or from a clock that was set back.
+        // Nothing is learned from a single token, or from a clock that was set back.
         portion.took(1_000_000, 1.0);
         portion.took(4_000_000_000, -1.0);
         assert_eq!(portion.work(), 400_000_000_000);

@@ -154,7 +154,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var key = thread; key < DECODE_ROUND; key += THREADS) {
             var score = shares[key * HEAD_DIM8 + key % HEAD_DIM8];
             for (var other = 1u; other < HEAD_DIM8; other += 1u) {
-                // Each key begins elsewhere, so that neighbouring threads read different banks.
+                // Each key begins elsewhere, so that neighboring threads read different banks.
                 score += shares[key * HEAD_DIM8 + (key + other) % HEAD_DIM8];
             }
             if (round + key < end) {

@@ -15,7 +15,7 @@
 const TILE: u32 = 64u;
 const TILE_COLS4: u32 = 8u;
 
-// [col4][token ^ col4] and [col4][row ^ col4]: neighbouring threads reach different banks, be it along a row or across.
+// [col4][token ^ col4] and [col4][row ^ col4]: neighboring threads reach different banks, be it along a row or across.
 var<workgroup> tile_x: array<vec4<f32>, TILE_TOKENS * TILE_COLS4>;
 var<workgroup> tile_w: array<vec4<f32>, 512>;
 
@@ -66,7 +66,7 @@ fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_in
     let slot_w = 2u * quarter * TILE + (load_row ^ (2u * quarter));
     let slot_w_next = (2u * quarter + 1u) * TILE + (load_row ^ (2u * quarter + 1u));
     let slot_x = load_col4 * TILE_TOKENS + (load_token ^ load_col4);
-    // In the product 32 threads have 8 neighbouring rows of 4 neighbouring tokens.
+    // In the product 32 threads have 8 neighboring rows of 4 neighboring tokens.
     let lane_row = thread % 8u + 8u * ((thread / 32u) % 2u);
     let lane_token = (thread / 8u) % 4u + 4u * (thread / 64u);
 

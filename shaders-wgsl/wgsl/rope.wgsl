@@ -32,7 +32,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let position = state.start + token;
     let head = id.x / UNITS_PER_HEAD;
     let channel = (id.x % UNITS_PER_HEAD) * 2u;
-    // Two neighbouring pairs: (channel, channel + HALF) and (channel + 1, channel + 1 + HALF).
+    // Two neighboring pairs: (channel, channel + HALF) and (channel + 1, channel + 1 + HALF).
     let turn_a = table[position * HALF + channel];
     let turn_b = table[position * HALF + channel + 1u];
     if (head < HEADS) {

@@ -50,13 +50,13 @@ export function table(result) {
 }
 
 const escape = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
-const COLOURS = ["#0b6e4f", "#3aa17e", "#b3541e", "#d98f4e", "#4a5899", "#8a93c7", "#7a4069", "#b98aa9"];
+const COLORS = ["#0b6e4f", "#3aa17e", "#b3541e", "#d98f4e", "#4a5899", "#8a93c7", "#7a4069", "#b98aa9"];
 
 function chart(result) {
   const series = result.contenders
     .map((entry, at) => ({
       label: entry.label,
-      colour: COLOURS[at % COLOURS.length],
+      color: COLORS[at % COLORS.length],
       points: entry.decode.map(({ depth, samples }) => [depth, perToken(samples)]).filter(([, times]) => times.length).map(([depth, times]) => [depth, median(times), times]),
     }))
     .filter(({ points }) => points.length);
@@ -80,10 +80,10 @@ function chart(result) {
   const ends = series.map(({ points }, at) => ({ at, y: y(points.at(-1)[1]) + 4 })).sort((a, b) => a.y - b.y);
   for (let next = 1; next < ends.length; next++) ends[next].y = Math.max(ends[next].y, ends[next - 1].y + 15);
   for (const { at, y: end } of ends) {
-    const { label, colour, points } = series[at];
-    parts.push(`<polyline fill="none" stroke="${colour}" stroke-width="2" points="${points.map(([depth, ms]) => `${x(depth)},${y(ms)}`).join(" ")}"/>`);
-    for (const [depth, , all] of points) for (const ms of all) parts.push(`<circle cx="${x(depth)}" cy="${y(ms)}" r="2.5" fill="${colour}"/>`);
-    parts.push(`<text x="${x(points.at(-1)[0]) + 10}" y="${end}" fill="${colour}">${escape(label)}</text>`);
+    const { label, color, points } = series[at];
+    parts.push(`<polyline fill="none" stroke="${color}" stroke-width="2" points="${points.map(([depth, ms]) => `${x(depth)},${y(ms)}`).join(" ")}"/>`);
+    for (const [depth, , all] of points) for (const ms of all) parts.push(`<circle cx="${x(depth)}" cy="${y(ms)}" r="2.5" fill="${color}"/>`);
+    parts.push(`<text x="${x(points.at(-1)[0]) + 10}" y="${end}" fill="${color}">${escape(label)}</text>`);
   }
   return `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="Milliseconds per token against tokens in the cache">${parts.join("")}</svg>`;
 }

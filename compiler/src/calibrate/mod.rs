@@ -58,7 +58,7 @@ impl Sample {
 pub enum CalibrationSource {
     /// A file of one JSON record a line.
     Jsonl(PathBuf),
-    /// A plain text for language modelling.
+    /// A plain text for language modeling.
     Text(PathBuf),
     /// The built-in generator with these kinds of samples.
     Builtin(Vec<Kind>),

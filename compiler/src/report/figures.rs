@@ -327,7 +327,7 @@ fn front(name: &str, steps: &[Step]) -> Figure {
         y: Axis::new("text: divergence from dense, nats a token", Scale::Linear),
         series,
     };
-    let title = format!("Retrieval against language modelling: {name}");
+    let title = format!("Retrieval against language modeling: {name}");
     Figure {
         name: slug(&format!("front-{name}")),
         caption: "Measured on held-out samples, at profiled lengths and between them. Lower left is better.".into(),

@@ -1,4 +1,4 @@
-//! What a page is made of: any number of files, each recognised by what it holds.
+//! What a page is made of: any number of files, each recognized by what it holds.
 
 use std::path::Path;
 

@@ -16,12 +16,12 @@ const INK: &str = "#1f2933";
 const FAINT: &str = "#d9dee4";
 const MUTED: &str = "#5b6875";
 
-/// Colours that people with any colour vision tell apart (Okabe and Ito), the strongest first.
+/// Colors that people with any color vision tell apart (Okabe and Ito), the strongest first.
 const COLORS: [&str; 8] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7a4fbf", "#444444",
 ];
 
-/// A colour of a series.
+/// A color of a series.
 pub(crate) fn color(index: usize) -> &'static str {
     COLORS[index % COLORS.len()]
 }

@@ -13,7 +13,7 @@ use crate::profile::{Chosen, CostSpec, Curves, SolveSpec, is_text, table};
 
 /// Weights of text where tasks have 1; the last counts text alone.
 const TEXT_WEIGHTS: [f64; 7] = [0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 16.0];
-/// Weight of the other lengths where one is favoured.
+/// Weight of the other lengths where one is favored.
 const OTHER_LENGTHS: f64 = 0.25;
 
 /// What sets a plan of the front apart.
@@ -38,12 +38,12 @@ pub(crate) fn members(
     let mut emphases: Vec<(String, BTreeMap<u32, f64>)> =
         vec![("all lengths".into(), BTreeMap::new())];
     if lengths.len() > 1 {
-        emphases.extend(lengths.iter().map(|&favoured| {
+        emphases.extend(lengths.iter().map(|&favored| {
             let weights = lengths
                 .iter()
-                .filter(|&&length| length != favoured)
+                .filter(|&&length| length != favored)
                 .map(|&length| (length, OTHER_LENGTHS));
-            (format!("length {favoured}"), weights.collect())
+            (format!("length {favored}"), weights.collect())
         }));
     }
     let mut members = Vec::new();

@@ -1,4 +1,4 @@
-//! Finding a plan by measuring plans: in steps that re-linearise, or on a front of weights.
+//! Finding a plan by measuring plans: in steps that re-linearize, or on a front of weights.
 //!
 //! ```text
 //! calibration --part 0, 1, ..--> profiles at the plan so far --> programme --> plan --+
@@ -85,7 +85,7 @@ pub(crate) fn run(job: &Job<'_>) -> anyhow::Result<Vec<Searched>> {
         .map(|&density| pipeline::solve_spec(job.solve, density, job.context, job.profile.seed))
         .collect();
     for spec in &specs {
-        // A wish that no profile can fulfil is refused before minutes are spent on one.
+        // A wish that no profile can fulfill is refused before minutes are spent on one.
         pipeline::check_budget(job.profile, job.opened.source.config(), spec)?;
     }
     // The profile of the dense model serves every density.

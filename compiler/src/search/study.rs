@@ -47,7 +47,7 @@ pub(crate) struct Drawn {
     pub(crate) spread: f64,
     /// kv_density at the longest profiled length.
     pub(crate) kv_density: f64,
-    /// Part of the text that each head sees, in 64ths.
+    /// Part of the text that each head sees, as sixty-fourths.
     pub(crate) parts: Vec<u32>,
     pub(crate) measured: Measured,
     /// Predicted cost by estimator and group: `joint-abs.task`.

@@ -2,8 +2,8 @@
 //
 // LANES of 256 threads share four rows, so 256 / LANES sets of four rows make a workgroup; where SET_ROWS is 2, only
 // two: few rows are more workgroups then, and results 2 and 3 mean nothing. The inputs go through
-// workgroup memory in tiles of 2,048 columns, [vector of a group][group], so that neighbouring lanes, which take
-// neighbouring groups of 32 columns, read neighbouring vectors. Each input is multiplied with the norm's weight on its
+// workgroup memory in tiles of 2,048 columns, [vector of a group][group], so that neighboring lanes, which take
+// neighboring groups of 32 columns, read neighboring vectors. Each input is multiplied with the norm's weight on its
 // way, and the sum of squares is taken along: every workgroup finds the root of the mean square by itself.
 // The tile and the block after the current ones are on their way while the current ones are multiplied; the first
 // ones, and whatever else the caller has asked for, are on their way before it is known whether a token is in flight.

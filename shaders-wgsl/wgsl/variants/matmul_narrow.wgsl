@@ -15,7 +15,7 @@
 const TILE: u32 = 64u;
 const TILE_COLS4: u32 = 8u;
 
-// [col4][token] and [col4][row]: neighbouring threads read neighbouring vectors.
+// [col4][token] and [col4][row]: neighboring threads read neighboring vectors.
 var<workgroup> tile_x: array<vec4<f32>, 512>;
 var<workgroup> tile_w: array<vec4<f32>, 512>;
 

@@ -16,7 +16,7 @@ use moa_tests::random::Random;
 use crate::{bits, state};
 
 /// A mask beside the one that is tested.
-type Neighbour = fn(HeadMask) -> HeadMask;
+type Neighbor = fn(HeadMask) -> HeadMask;
 
 /// Two f16 NaN.
 const NAN_PAIR: u32 = 0x7e00_7e00;
@@ -123,14 +123,14 @@ fn prefill_attention_equals_its_twin() {
     skip_wgpu,
     ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
 )]
-fn prefill_attention_is_told_from_its_neighbours() {
+fn prefill_attention_is_told_from_its_neighbors() {
     // The control of the test above: one key more, one less, a sink of one more, one changed value.
     for (seed, case) in (1..).zip(cases::attention_prefill()) {
         let inputs = case.inputs(seed);
         let actual = run_prefill(&case, &inputs, NAN_PAIR);
         let tolerance = attention_tolerance(&case);
         let q_last = case.start + case.len - 1;
-        let neighbours: [(&str, Neighbour); 3] = [
+        let neighbors: [(&str, Neighbor); 3] = [
             ("window + 1", |mask| HeadMask {
                 window: mask.window.saturating_add(1),
                 ..mask
@@ -144,7 +144,7 @@ fn prefill_attention_is_told_from_its_neighbours() {
                 ..mask
             }),
         ];
-        for (name, change) in neighbours {
+        for (name, change) in neighbors {
             let changed: Vec<HeadMask> = case
                 .masks
                 .iter()

@@ -74,7 +74,7 @@ fn rope_rotates_and_stores() {
             "{}: V is rounded and nothing else",
             case.name
         );
-        // Controls: a neighbouring position, and no rotation at all.
+        // Controls: a neighboring position, and no rotation at all.
         let next: Vec<u32> = positions.iter().map(|position| position + 1).collect();
         assert!(
             !compare(

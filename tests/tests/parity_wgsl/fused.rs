@@ -213,7 +213,7 @@ fn check_project(
     changed.rotate_left(1);
     assert!(
         rows == 1 || !compare(&floats(&y[own.clone()]), &changed, PROJECT).passed(),
-        "{label}: the neighbouring row passed"
+        "{label}: the neighboring row passed"
     );
     assert!(
         norm.is_none() || !compare(&floats(&y[own.clone()]), &twin(0.1), PROJECT).passed(),

@@ -253,7 +253,7 @@ fn embeddings_of_every_type_are_gathered() {
                 );
                 assert!(
                     !compare(&floats(row), &wrong, EMBEDDING).passed(),
-                    "the neighbouring row passed"
+                    "the neighboring row passed"
                 );
             } else {
                 assert!(

@@ -68,7 +68,7 @@ fn each_family_comes_back_as_it_was_written() {
 }
 
 #[test]
-fn silent_fields_take_the_familys_defaults() {
+fn silent_fields_take_the_families_defaults() {
     // Llama 1: as many KV heads as heads, no head_dim, no rope_theta, the old length field, the old spelling.
     let config = ModelConfig {
         kv_heads: 4,
