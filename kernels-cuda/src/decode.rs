@@ -30,9 +30,9 @@ struct WorkList {
     items: Vec<DecodeItem>,
 }
 
-/// The fewest keys of a part with which there are no more parts in all than `blocks` blocks on each multiprocessor take.
-fn chunk(lengths: &[u64], runs: u64, multiprocessors: u32, blocks: u32) -> u64 {
-    let limit = most_parts(lengths.len() as u64 * runs, multiprocessors, blocks);
+/// The fewest keys of a part with which there are no more parts in all than `blocks` blocks at a time take.
+fn chunk(lengths: &[u64], runs: u64, blocks: u64) -> u64 {
+    let limit = most_parts(lengths.len() as u64 * runs, blocks);
     let (mut low, mut high) = (
         LEAST_KEYS,
         lengths.iter().copied().max().unwrap_or(0).max(LEAST_KEYS),
@@ -54,8 +54,8 @@ fn chunk(lengths: &[u64], runs: u64, multiprocessors: u32, blocks: u32) -> u64 {
 
 /// How many parts are worth while in all. Where heads alone are nearly as many as blocks, four times the blocks: the last of several waves is
 /// then a small part.
-fn most_parts(heads: u64, multiprocessors: u32, blocks: u32) -> u64 {
-    let all = u64::from(multiprocessors * blocks).max(1);
+fn most_parts(heads: u64, blocks: u64) -> u64 {
+    let all = blocks.max(1);
     if heads * 4 > all {
         (4 * all).max(heads)
     } else {
@@ -80,12 +80,12 @@ fn shared_of(head_dim: u32, format: KvFormat, blocks: u32) -> u32 {
     shared_bytes(head_dim, format).max(one_more.next_multiple_of(128))
 }
 
-/// Cuts every request's KV heads into parts of about the same number of keys, so that every multiprocessor has work for `blocks` blocks.
+/// Cuts every request's KV heads into parts of about the same number of keys, so that all of the device's `blocks` have work.
 /// `lengths` are the keys of each request's KV heads.
-fn work_list(shape: HeadShape, lengths: &[u64], multiprocessors: u32, blocks: u32) -> WorkList {
+fn work_list(shape: HeadShape, lengths: &[u64], blocks: u64) -> WorkList {
     let group = shape.gqa_group();
     let runs = u64::from(group.div_ceil(HEADS_PER_ITEM));
-    let chunk = chunk(lengths, runs, multiprocessors, blocks);
+    let chunk = chunk(lengths, runs, blocks);
     let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
     let mut list = WorkList::default();
     // Long parts first, so that the last blocks to run are the short ones.
@@ -190,7 +190,7 @@ impl Decode {
         let heads = cache.lengths.len() as u64;
         let blocks = blocks_of(heads, multiprocessors, format);
         let shared_bytes = shared_of(shape.head_dim, format, blocks);
-        let list = work_list(shape, &cache.lengths, multiprocessors, blocks);
+        let list = work_list(shape, &cache.lengths, u64::from(multiprocessors * blocks));
         let config = KernelConfig {
             head_dim: shape.head_dim,
             element: T::TYPE,
@@ -304,7 +304,7 @@ mod tests {
         assert_eq!([8, 32, 512].map(int8), [3, 4, 4]);
         assert_eq!(blocks_of(8, 132, KvFormat::Sixteen), 2);
         assert_eq!(
-            [32, 512, 5000].map(|heads| most_parts(heads, 132, 4)),
+            [32, 512, 5000].map(|heads| most_parts(heads, 528)),
             [528, 2112, 5000]
         );
         for (format, blocks) in [
@@ -335,7 +335,7 @@ mod tests {
                     (0..kv_heads).map(move |head| context.min(128 + 512 * u64::from(head)))
                 })
                 .collect();
-            let list = work_list(shape, &lengths, 132, 2);
+            let list = work_list(shape, &lengths, 264);
             let heads_alone = 3 * kv_heads * (heads / kv_heads).div_ceil(HEADS_PER_ITEM);
             let limit = if heads_alone * 4 > 264 { 4 * 264 } else { 264 };
             assert!(list.items.len() <= limit as usize);

@@ -330,12 +330,13 @@ impl Engine {
                 max_tokens,
             })
             .collect();
-        let answers = self.answer_batch(&questions, stop, &|_, _| false)?;
+        let answers = self.answer_batch(&questions, stop, None)?;
         Ok(answers.into_iter().map(|answer| answer.tokens).collect())
     }
 
     /// Answers any number of questions, as many at once as the engine has requests: each prompt is read once, its gold tokens with it,
-    /// which are then taken back. Every 16 tokens `decided` may end an answer: it is told the number of the question and the tokens so far.
+    /// which are then taken back. Every 16 tokens `decided`, if there is one, may end an answer: it is told the number of the question and the
+    /// tokens so far.
     /// See [`generate_batch`](Self::generate_batch).
     ///
     /// # Errors
@@ -344,7 +345,7 @@ impl Engine {
         &mut self,
         questions: &[Question<'_>],
         stop: &[u32],
-        decided: &dyn Fn(usize, &[u32]) -> bool,
+        decided: Option<&dyn Fn(usize, &[u32]) -> bool>,
     ) -> Result<Vec<Answer>> {
         if stop.len() > STOPS {
             return Err(LmError::BadOption {
@@ -374,9 +375,14 @@ impl Engine {
                 .collect();
             let gold = self.read(&texts)?;
             let limits: Vec<usize> = questions.iter().map(|q| q.max_tokens).collect();
-            let written = self.write_on(&limits, stop, &|request, tokens| {
-                decided(first + request, tokens)
-            })?;
+            let of_this_batch = decided.map(|decided| {
+                move |request: usize, tokens: &[u32]| decided(first + request, tokens)
+            });
+            let written = self.write_on(
+                &limits,
+                stop,
+                of_this_batch.as_ref().map(|decided| decided as _),
+            )?;
             answers.extend(
                 written
                     .into_iter()
@@ -392,7 +398,7 @@ impl Engine {
         &mut self,
         most: &[usize],
         stop: &[u32],
-        decided: &dyn Fn(usize, &[u32]) -> bool,
+        decided: Option<&dyn Fn(usize, &[u32]) -> bool>,
     ) -> Result<Vec<Vec<u32>>> {
         let model = self.model.clone();
         let gpu = &model.gpu;
@@ -454,20 +460,25 @@ impl Engine {
     }
 
     /// Whether any request writes on, once those that are decided have been made idle.
-    fn any_runs(&mut self, decided: &dyn Fn(usize, &[u32]) -> bool) -> Result<bool> {
+    fn any_runs(&mut self, decided: Option<&dyn Fn(usize, &[u32]) -> bool>) -> Result<bool> {
         let mut lens = self.gpu().download(&self.state.lens)?;
-        if lens.iter().all(|&len| len == 0) {
-            return Ok(false);
-        }
+        let running = |lens: &[u32]| lens.iter().any(|&len| len > 0);
+        let Some(decided) = decided.filter(|_| running(&lens)) else {
+            return Ok(running(&lens));
+        };
         let written = self.written()?;
+        let mut changed = false;
         for (request, len) in lens.iter_mut().enumerate().filter(|(_, len)| **len > 0) {
             if decided(request, &written[request]) {
                 *len = 0;
+                changed = true;
             }
         }
-        let model = self.model.clone();
-        model.gpu.write(&mut self.state.lens, 0, &lens)?;
-        Ok(lens.iter().any(|&len| len > 0))
+        if changed {
+            let model = self.model.clone();
+            model.gpu.write(&mut self.state.lens, 0, &lens)?;
+        }
+        Ok(running(&lens))
     }
 
     /// How likely each continuation is after its prompt, `(prompt, continuation)`, teacher-forced. Any number of texts; prompts have at

@@ -346,8 +346,7 @@ fn answers_are_texts_and_likelihoods() {
             max_tokens,
         })
         .collect();
-    let never = |_: usize, _: &[u32]| false;
-    let answers = engine.answer_batch(&questions, &[], &never).unwrap();
+    let answers = engine.answer_batch(&questions, &[], None).unwrap();
     let texts: Vec<(Vec<u32>, Vec<u32>)> = prompts.iter().cloned().zip(gold.clone()).collect();
     let scored = engine.log_likelihoods(&texts).unwrap();
     for ((question, answer), scored) in questions.iter().zip(&answers).zip(&scored) {
@@ -365,7 +364,7 @@ fn answers_are_texts_and_likelihoods() {
                     ..questions[0]
                 }],
                 &[],
-                &never
+                None
             )
             .is_err()
     );
@@ -386,13 +385,15 @@ fn decided_answers_end_early_and_alone() {
         })
         .collect();
     let mut engine = Engine::new(pair.gpu.clone(), None, options(3, 1024)).unwrap();
-    let whole = engine.answer_batch(&questions, &[], &|_, _| false).unwrap();
+    let whole = engine.answer_batch(&questions, &[], None).unwrap();
     // The second of the first three, and the last of the other two.
     let decided = |number: usize, tokens: &[u32]| {
         assert_eq!(tokens, &whole[number].tokens[..tokens.len()]);
         [1, 4].contains(&number) && tokens.len() > 20
     };
-    let some = engine.answer_batch(&questions, &[], &decided).unwrap();
+    let some = engine
+        .answer_batch(&questions, &[], Some(&decided))
+        .unwrap();
     for (number, (answer, whole)) in some.iter().zip(&whole).enumerate() {
         assert_eq!(answer.tokens, whole.tokens[..answer.tokens.len()]);
         let len = answer.tokens.len();

@@ -108,7 +108,7 @@ impl<'a> BatchScorer<'a> {
             })
             .collect();
         engine
-            .answer_batch(&questions, &self.source.config().eos, decided)
+            .answer_batch(&questions, &self.source.config().eos, Some(decided))
             .map(Some)
     }
 }
