@@ -22,12 +22,14 @@ const TYPES = {
 };
 
 /**
- * Serves `folder` and resolves with the server, listening; port 0 takes any free one.
- * `intercept(request, response, path)` may answer by itself: it then returns true.
+ * Serves `folder` and resolves with the server, listening; port 0 takes any free one. `mounts` are other folders or files by the path
+ * that they are found under; a folder's path ends with a slash. `intercept(request, response, path)` may answer by itself: it then
+ * returns true. `headers` go with every answer.
  */
-export async function serve(folder, { port = 0, intercept } = {}) {
+export async function serve(folder, { port = 0, intercept, mounts = {}, headers = {} } = {}) {
   const server = createServer((request, response) => {
-    answer(folder, request, response, intercept).catch((error) => {
+    for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
+    answer({ folder, mounts, intercept }, request, response).catch((error) => {
       // A page that goes away in the middle of a file is no failure of ours.
       if (!response.headersSent) response.writeHead(500).end(String(error?.code ?? error));
       else response.destroy();
@@ -40,14 +42,14 @@ export async function serve(folder, { port = 0, intercept } = {}) {
   return server;
 }
 
-async function answer(folder, request, response, intercept) {
+async function answer({ folder, mounts, intercept }, request, response) {
   const { pathname } = new URL(request.url, "http://localhost");
   const path = decodeURIComponent(pathname);
   if (intercept?.(request, response, path)) return;
   if (request.method !== "GET" && request.method !== "HEAD") return response.writeHead(405, { allow: "GET, HEAD" }).end();
 
-  let file = join(folder, normalize(path));
-  if (file !== folder && !file.startsWith(folder.endsWith(sep) ? folder : folder + sep)) return response.writeHead(404).end();
+  let file = find(folder, mounts, normalize(path));
+  if (file === undefined) return response.writeHead(404).end();
   let info = await stat(file).catch(() => undefined);
   if (info?.isDirectory()) {
     if (!path.endsWith("/")) return response.writeHead(308, { location: `${pathname}/` }).end();
@@ -76,6 +78,14 @@ async function answer(folder, request, response, intercept) {
   response.writeHead(range ? 206 : 200, headers);
   if (request.method === "HEAD" || info.size === 0) return response.end();
   await pipeline(createReadStream(file, { start, end }), response);
+}
+
+/** What `path` names on the disk; nothing where that would be outside of what is served. */
+function find(folder, mounts, path) {
+  const mount = Object.keys(mounts).find((at) => (at.endsWith("/") ? path.startsWith(at) : path === at));
+  const [from, rest] = mount === undefined ? [folder, path] : [mounts[mount], path.slice(mount.length)];
+  const file = join(from, rest);
+  return file === from || file.startsWith(from.endsWith(sep) ? from : from + sep) ? file : undefined;
 }
 
 /** One range, as browsers ask for it; anything else is answered with the whole file, as the standard allows. */

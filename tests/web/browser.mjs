@@ -8,15 +8,7 @@ import assert from "node:assert/strict";
 
 import { chromium } from "playwright-core";
 
-/** Nothing that asks the network for anything of its own. */
-export const FLAGS = [
-  "--no-sandbox",
-  "--disable-quic",
-  "--no-first-run",
-  "--disable-background-networking",
-  "--disable-component-update",
-  "--disable-sync",
-];
+import { FLAGS } from "../../web/chromium.mjs";
 
 /** An environment variable that must be set. */
 export function required(name) {

@@ -34,7 +34,6 @@ export async function start(bundle = required("MOA_BUNDLE"), more = () => false,
   const server = await serve(bundle, {
     intercept(request, response, path) {
       requests.push(path);
-      for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
       if (path === "/harness/") {
         const script = `import * as moa from "./moa.js"; globalThis.moa = moa;`;
         response.writeHead(200, { "content-type": "text/html" });
@@ -57,6 +56,7 @@ export async function start(bundle = required("MOA_BUNDLE"), more = () => false,
       }
       return more(request, response, path);
     },
+    headers,
   });
   const url = `http://localhost:${server.address().port}`;
   return { url, requests, manifest: JSON.parse(readFileSync(join(bundle, "manifest.json"), "utf8")), close: () => server.close() };

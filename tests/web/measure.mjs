@@ -11,7 +11,8 @@ import { mkdtempSync, readFileSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import { FLAGS, launch, openPage, required } from "./browser.mjs";
+import { FLAGS } from "../../web/chromium.mjs";
+import { launch, openPage, required } from "./browser.mjs";
 import { start } from "./harness.mjs";
 
 /** Loads of each kind. */

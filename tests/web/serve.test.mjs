@@ -59,3 +59,17 @@ test("nothing outside the folder, nothing but reading", async () => {
   assert.equal((await fetch(`${url}/web/main.js`, { method: "POST" })).status, 405);
   assert.equal(await (await fetch(`${url}/web/main.js`, { method: "HEAD" })).text(), "");
 });
+
+test("mounts are found under their paths, and nothing beside them", async () => {
+  const mounts = { "/pages/": join(folder, "bundle/web"), "/one.bin": join(folder, "bundle/weights-000.bin") };
+  const mounted = await serve(join(folder, "bundle/web"), { mounts, headers: { "x-test": "yes" } });
+  try {
+    const at = `http://localhost:${mounted.address().port}`;
+    const page = await fetch(`${at}/pages/`);
+    assert.deepEqual([page.status, page.headers.get("content-type"), page.headers.get("x-test")], [200, "text/html; charset=utf-8", "yes"]);
+    assert.equal((await (await fetch(`${at}/one.bin`, { headers: { range: "bytes=0-9" } })).arrayBuffer()).byteLength, 10);
+    for (const path of ["/one.bin/x", "/one.bi", "/pages/../../secret", "/pages/%2e%2e/weights-000.bin", "/weights-000.bin"]) assert.equal((await fetch(at + path)).status, 404, path);
+  } finally {
+    mounted.close();
+  }
+});

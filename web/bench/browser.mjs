@@ -1,22 +1,23 @@
 // One headless Chromium with the bench's page open, and the resident memory of its processes.
 //
-//   MOA_CHROMIUM   the browser; with LVP_SO it is the one that the tests' Vulkan shim was put into (cargo xtask setup)
+//   MOA_CHROMIUM         the browser; with LVP_SO it is the one that the tests' Vulkan shim was put into (cargo xtask setup)
+//   MOA_CHROMIUM_FLAGS   more of its flags
 
 import { readFileSync, readdirSync } from "node:fs";
 
 import { chromium } from "playwright-core";
 
-const FLAGS = ["--no-sandbox", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-unsafe-webgpu"];
+import { FLAGS } from "../chromium.mjs";
 
-/** Opens the page and resolves with the calls that the bench needs. */
-export async function openBrowser(url) {
-  const server = await chromium.launchServer({ executablePath: process.env.MOA_CHROMIUM, args: FLAGS, env: process.env });
+/** Opens the page, waits until `ready` holds there, and resolves with the calls that the bench needs. */
+export async function openBrowser(url, { ready = () => globalThis.page, limit } = {}) {
+  const server = await chromium.launchServer({ executablePath: process.env.MOA_CHROMIUM, args: [...FLAGS, "--enable-unsafe-webgpu"], env: process.env });
   const browser = await chromium.connect(server.wsEndpoint());
   const page = await browser.newPage();
   // A contender's own warnings are its business; what ends it is told by the call that fails.
   page.setDefaultTimeout(0);
   await page.goto(url);
-  await page.waitForFunction(() => globalThis.page);
+  await page.waitForFunction(ready, undefined, limit);
   const adapter = await page.evaluate(async () => {
     const info = (await navigator.gpu?.requestAdapter())?.info;
     return info ? { vendor: info.vendor, architecture: info.architecture, description: info.description } : undefined;
@@ -25,6 +26,7 @@ export async function openBrowser(url) {
   let peak = {};
   let timer;
   return {
+    page,
     version: browser.version(),
     adapter,
     memory: () => resident(pid),

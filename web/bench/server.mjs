@@ -1,8 +1,8 @@
 // Serves the contenders' scripts, the weights in every format, and an empty page that is cross-origin isolated: threads in
 // wasm need that.
 
-import { copyFileSync, createReadStream, cpSync, mkdirSync, statSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { copyFileSync, cpSync, mkdirSync, writeFileSync } from "node:fs";
+import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
 import { build } from "esbuild";
@@ -29,45 +29,16 @@ export async function bundleContenders() {
   const transformers = dirname(installed("@huggingface/transformers"));
   const ort = join(transformers.slice(0, transformers.lastIndexOf("node_modules")), "node_modules/onnxruntime-web/dist");
   cpSync(ort, join(out, "ort"), { recursive: true, filter: (path) => !path.endsWith(".map") });
+  const script = `import * as page from "./page.js"; globalThis.page = page;`;
+  writeFileSync(join(out, "index.html"), `<!doctype html><title>bench</title><link rel="icon" href="data:,"><script type="module">${script}</script>\n`);
   return out;
 }
 
 /** Starts the server: /bench/ the page, /bundle/ our bundle, /model.gguf, /onnx/ the exports. */
 export async function startServer({ built, bundle, gguf, onnx }) {
-  const empty = `<!doctype html><title>bench</title><link rel="icon" href="data:,"><script type="module">import * as page from "./page.js"; globalThis.page = page;</script>`;
-  const folders = { "/bench/": built, "/bundle/": bundle, "/onnx/": onnx };
-  const types = { js: "text/javascript", mjs: "text/javascript", wasm: "application/wasm", json: "application/json" };
-  const server = await serve(built, {
-    intercept(request, response, path) {
-      response.setHeader("cross-origin-opener-policy", "same-origin");
-      response.setHeader("cross-origin-embedder-policy", "require-corp");
-      if (path === "/bench/") {
-        response.writeHead(200, { "content-type": "text/html" }).end(empty);
-        return true;
-      }
-      if (path === "/model.gguf") return send(request, response, gguf, types);
-      const folder = Object.keys(folders).find((prefix) => path.startsWith(prefix));
-      // Names come from our own pages; this server is on localhost for the length of a run.
-      return folder && folders[folder] ? send(request, response, join(folders[folder], path.slice(folder.length)), types) : false;
-    },
-  });
+  const all = { "/bench/": built, "/bundle/": bundle, "/model.gguf": gguf, "/onnx/": onnx };
+  const mounts = Object.fromEntries(Object.entries(all).filter(([, path]) => path).map(([at, path]) => [at, resolve(path)]));
+  const headers = { "cross-origin-opener-policy": "same-origin", "cross-origin-embedder-policy": "require-corp" };
+  const server = await serve(built, { mounts, headers });
   return { url: `http://localhost:${server.address().port}`, close: () => server.close() };
-}
-
-function send(request, response, file, types) {
-  const info = file ? statSync(file, { throwIfNoEntry: false }) : undefined;
-  if (!info?.isFile()) {
-    response.writeHead(404).end();
-    return true;
-  }
-  const headers = { "content-type": types[file.slice(file.lastIndexOf(".") + 1)] ?? "application/octet-stream", "accept-ranges": "bytes" };
-  const range = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? "");
-  const start = range ? Number(range[1]) : 0;
-  const end = range?.[2] ? Math.min(Number(range[2]), info.size - 1) : info.size - 1;
-  headers["content-length"] = end - start + 1;
-  if (range) headers["content-range"] = `bytes ${start}-${end}/${info.size}`;
-  response.writeHead(range ? 206 : 200, headers);
-  if (request.method === "HEAD") response.end();
-  else createReadStream(file, { start, end }).pipe(response);
-  return true;
 }
