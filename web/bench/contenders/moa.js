@@ -5,7 +5,8 @@ import { createEngine } from "moa-runtime";
 export async function load({ manifest, plan, contextLength }) {
   const engine = await createEngine({ model: manifest, plan, contextLength, cache: "none", turnSnapshotBytes: 0 });
   return {
-    describe: () => ({ device: engine.adapter.name, kvBytes: engine.memory().kv.total, gpuBytes: engine.memory().gpu.total }),
+    // Predicted by the plan, and allocated on the device.
+    describe: () => ({ device: engine.adapter.name, kvPredicted: engine.memory().kv.cache, kvAllocated: engine.memory().gpu.kvCache, gpuBytes: engine.memory().gpu.total }),
     async generate({ ids, maxTokens }, onTokens) {
       for await (const event of engine.generate({ ids, maxTokens, stopIds: [] })) {
         if (event.kind === "tokens") onTokens(event.ids.length, event.ids);
