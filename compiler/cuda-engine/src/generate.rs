@@ -46,6 +46,9 @@ pub struct Answer {
     pub gold: Likelihood,
 }
 
+/// Whether an answer, by its number and its tokens so far, may end.
+pub type Decided<'a> = dyn Fn(usize, &[u32]) -> bool + 'a;
+
 /// What a request reads: a prompt, and a continuation that is scored and, but for its last token, read too.
 #[derive(Debug, Clone, Copy)]
 struct Text<'a> {
@@ -345,7 +348,7 @@ impl Engine {
         &mut self,
         questions: &[Question<'_>],
         stop: &[u32],
-        decided: Option<&dyn Fn(usize, &[u32]) -> bool>,
+        decided: Option<&Decided<'_>>,
     ) -> Result<Vec<Answer>> {
         if stop.len() > STOPS {
             return Err(LmError::BadOption {
@@ -398,7 +401,7 @@ impl Engine {
         &mut self,
         most: &[usize],
         stop: &[u32],
-        decided: Option<&dyn Fn(usize, &[u32]) -> bool>,
+        decided: Option<&Decided<'_>>,
     ) -> Result<Vec<Vec<u32>>> {
         let model = self.model.clone();
         let gpu = &model.gpu;
@@ -460,7 +463,7 @@ impl Engine {
     }
 
     /// Whether any request writes on, once those that are decided have been made idle.
-    fn any_runs(&mut self, decided: Option<&dyn Fn(usize, &[u32]) -> bool>) -> Result<bool> {
+    fn any_runs(&mut self, decided: Option<&Decided<'_>>) -> Result<bool> {
         let mut lens = self.gpu().download(&self.state.lens)?;
         let running = |lens: &[u32]| lens.iter().any(|&len| len > 0);
         let Some(decided) = decided.filter(|_| running(&lens)) else {

@@ -16,6 +16,6 @@ mod step;
 
 pub use engine::{Engine, EngineOptions};
 pub use error::{EngineError, Result};
-pub use generate::{Answer, Likelihood, Question};
+pub use generate::{Answer, Decided, Likelihood, Question};
 pub use moa_kernels::{CudaError, Gpu};
 pub use model::Model;
