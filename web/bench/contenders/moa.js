@@ -2,8 +2,8 @@
 
 import { createEngine } from "moa-runtime";
 
-export async function load({ manifest, plan, contextLength }) {
-  const engine = await createEngine({ model: manifest, plan, contextLength, cache: "none", turnSnapshotBytes: 0 });
+export async function load({ manifest, plan, contextLength, worker }) {
+  const engine = await createEngine({ model: manifest, plan, contextLength, worker, cache: "none", turnSnapshotBytes: 0 });
   return {
     // Predicted by the plan, and allocated on the device.
     describe: () => ({ device: engine.adapter.name, kvPredicted: engine.memory().kv.cache, kvAllocated: engine.memory().gpu.kvCache, gpuBytes: engine.memory().gpu.total }),
