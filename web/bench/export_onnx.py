@@ -1,6 +1,6 @@
 """ONNX exports of a GGUF file's own weights, laid out as transformers.js reads them: OUT/fp32, OUT/fp16, OUT/q4.
 
-    pip install torch transformers accelerate gguf onnx onnxruntime onnxruntime-genai
+    pip install torch transformers accelerate gguf onnx onnx-ir onnxruntime onnxruntime-genai
     python web/bench/export_onnx.py MODEL.gguf OUT [fp32 fp16 q4]
 
 fp32 and fp16 are the dequantized weights; q4 is the exporter's own quantization of them, so not the same weights.

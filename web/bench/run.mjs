@@ -25,6 +25,7 @@ const { values: given } = parseArgs({
     gguf: { type: "string" },
     onnx: { type: "string" },
     out: { type: "string" },
+    built: { type: "string" },
     only: { type: "string" },
     plan: { type: "string", multiple: true, default: [] },
     prompt: { type: "string", default: "512" },
@@ -45,6 +46,7 @@ if (given.help || !given.bundle || !given.out) {
   --repetitions 5    of everything; the median and the spread are reported
   --threads 2        of the CPU backends
   --ubatch N         wllama's physical batch on WebGPU; its own default without
+  --built DIR        scripts and engines that another run bundled, target/bench-web there; here nothing needs to be installed then
   --limit-s 1200     after so long a contender is given up, and its row says so
 contenders: ${CONTENDERS.map(({ name }) => name).join(", ")}`);
   process.exit(given.help ? 0 : 1);
@@ -70,7 +72,7 @@ const available = { bundle: given.bundle, gguf: given.gguf, onnx: given.onnx, pl
 const chosen = CONTENDERS.filter(({ name }) => !given.only || given.only.split(",").includes(name)).flatMap((contender) => contender.rows(available, options));
 if (chosen.length === 0) throw new Error("nothing to compare: see --help for the contenders and what they need");
 
-const built = await bundleContenders();
+const built = given.built ? resolve(given.built) : await bundleContenders();
 const server = await startServer({ built, bundle: given.bundle, gguf: given.gguf, onnx: given.onnx });
 const { read, encode } = reader(resolve(given.bundle));
 const prompts = {

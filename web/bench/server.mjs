@@ -5,8 +5,6 @@ import { copyFileSync, cpSync, mkdirSync, writeFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
-import { build } from "esbuild";
-
 import { serve } from "../serve.mjs";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
@@ -15,6 +13,8 @@ const installed = (name) => fileURLToPath(import.meta.resolve(name));
 
 /** Bundles every contender with its engine and puts the engines' wasm files beside them; returns the folder. */
 export async function bundleContenders() {
+  // Not needed where the folder was brought along.
+  const { build } = await import("esbuild");
   const out = join(root, "target/bench-web");
   mkdirSync(out, { recursive: true });
   const shared = { outdir: out, bundle: true, format: "esm", target: "es2022", logLevel: "error" };
