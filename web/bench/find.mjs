@@ -41,8 +41,8 @@ for (const context of contexts) {
   const browser = await openBrowser(`${address}/pages/find/?${search}`, { ready: () => !document.getElementById("run").disabled || !document.getElementById("problem").hidden, limit });
   Object.assign(result, { browser: browser.version, adapter: browser.adapter });
   const { page } = browser;
-  const problem = await page.locator("#problem").innerText();
-  if (problem) throw new Error(`at a context of ${context}: ${problem}`);
+  const problem = page.locator("#problem");
+  if (await problem.isVisible()) throw new Error(`at a context of ${context}: ${await problem.innerText()}`);
   for (let round = 0; round < rounds; round++) {
     await page.click("#run");
     // While it is asked the button is away.
