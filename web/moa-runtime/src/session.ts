@@ -243,9 +243,11 @@ export class Session {
   }
 
   /** Tokens one by one, where somebody must see the logits between them. */
-  async *#oneByOne({ sampling, constraint, stopIds, logprobs: top }: GenerateRequest, maxTokens: number): AsyncGenerator<Batch, void, void> {
+  async *#oneByOne({ ids, answered = 0, sampling, constraint, stopIds, logprobs: top }: GenerateRequest, maxTokens: number): AsyncGenerator<Batch, void, void> {
     const grammar = constraint && (await this.#grammars.grammar(constraint, stopIds));
     try {
+      // An answer that is continued is where its own tokens have brought it.
+      for (const id of ids.slice(ids.length - answered)) grammar?.accept(id);
       for (let made = 0; made < maxTokens; made++) {
         const logits = await this.#engine.logits();
         const raw = top === undefined ? undefined : logits.slice();

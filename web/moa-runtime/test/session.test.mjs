@@ -259,22 +259,36 @@ test("one batch is on its way while another is read, and none outlives its reque
   }
 });
 
-test("a grammar's mask reaches the device's choice, and ends the answer", async () => {
+/** Three tokens from `schema.first` on, then the end: each allowed one follows from what was accepted. */
+function countingGrammars() {
   const accepted = [];
-  const grammars = {
-    grammar: async ({ schema }, ends) => ({
-      mask(logits) {
-        const allowed = accepted.length < 3 ? [schema.first + accepted.length] : ends;
-        logits.forEach((_, id) => { if (!allowed.includes(id)) logits[id] = -Infinity; });
-      },
-      accept: (id) => accepted.push(id),
-      free: () => accepted.push("freed"),
-    }),
-  };
+  const grammar = async ({ schema }, ends) => ({
+    mask(logits) {
+      const allowed = accepted.length < 3 ? [schema.first + accepted.length] : ends;
+      logits.forEach((_, id) => { if (!allowed.includes(id)) logits[id] = -Infinity; });
+    },
+    accept: (id) => accepted.push(id),
+    free: () => accepted.push("freed"),
+  });
+  return { accepted, grammar };
+}
+
+test("a grammar's mask reaches the device's choice, and ends the answer", async () => {
+  const grammars = countingGrammars();
   const { tokens, reason } = await run(new Session(new FakeEngine(), 32, 0, grammars), prompt, { stopIds: [77], constraint: { schema: { first: 40 } } });
   assert.deepEqual(tokens, [40, 41, 42, 77]);
   assert.equal(reason, "stop");
-  assert.equal(accepted.at(-1), "freed");
+  assert.equal(grammars.accepted.at(-1), "freed");
+});
+
+test("an answer that is continued on another device goes on in its grammar", async () => {
+  const grammars = countingGrammars();
+  const { tokens, reason } = await run(
+    new Session(new FakeEngine(), 32, 0, grammars), [...prompt, 40, 41], { answered: 2, stopIds: [77], constraint: { schema: { first: 40 } } },
+  );
+  assert.deepEqual(tokens, [42, 77]);
+  assert.equal(reason, "stop");
+  assert.deepEqual(grammars.accepted, [40, 41, 42, 77, "freed"]);
 });
 
 test("a reader that lags holds the engine", async () => {
