@@ -27,6 +27,18 @@ export function launch({ webgpu = true, swiftshader = false } = {}) {
   });
 }
 
+/** The page is no wider than its window, and every control of it has a name. */
+export async function fitsAndIsNamed(page, what) {
+  const { scroll, client } = await page.evaluate(() => ({
+    scroll: document.documentElement.scrollWidth, client: document.documentElement.clientWidth,
+  }));
+  assert.ok(scroll <= client, `${what} is ${scroll} wide on a screen of ${client}`);
+  const nameless = await page.evaluate(() => [...document.querySelectorAll("button, select, textarea, input, progress, [tabindex='0']")]
+    .filter((control) => !(control.textContent.trim() || control.ariaLabel || control.getAttribute("aria-labelledby") || control.labels?.length))
+    .map((control) => control.outerHTML));
+  assert.deepEqual(nameless, [], what);
+}
+
 /** A page that fails the test when a script of it fails. */
 export async function openPage(browser, url, options = {}) {
   const page = await browser.newPage(options);

@@ -5,7 +5,7 @@ import { mkdirSync } from "node:fs";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
-import { launch, openPage } from "./browser.mjs";
+import { fitsAndIsNamed, launch, openPage } from "./browser.mjs";
 import { start } from "./harness.mjs";
 
 const pictures = fileURLToPath(new URL("../../target/e2e/", import.meta.url));
@@ -164,14 +164,7 @@ test("a bundle that is not there, or not a bundle, is said in a sentence", async
 test("the page fits a phone, and everything has a name", async () => {
   const page = await openPage(browser, `${server.url}/web/chat/?context=1024`, { viewport: { width: 360, height: 700 }, colorScheme: "dark" });
   await page.waitForSelector("#welcome:not([hidden])", { timeout: 120_000 });
-  const { scroll, client } = await page.evaluate(() => ({
-    scroll: document.documentElement.scrollWidth, client: document.documentElement.clientWidth,
-  }));
-  assert.ok(scroll <= client, `the page is ${scroll} wide on a screen of ${client}`);
-  const nameless = await page.evaluate(() => [...document.querySelectorAll("button, select, textarea, progress")]
-    .filter((control) => !(control.textContent.trim() || control.ariaLabel || control.labels?.length))
-    .map((control) => control.outerHTML));
-  assert.deepEqual(nameless, []);
+  await fitsAndIsNamed(page, "chat");
   await page.screenshot({ path: `${pictures}/chat-phone-dark.png` });
   await page.close();
 });

@@ -1,9 +1,9 @@
 // The package in real Chromium on a real model: recorded tokens, abort, damage, memory, silence on the network.
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
 import { after, before, test } from "node:test";
 
+import { chapters } from "../../web/chapters.js";
 import { launch, openPage } from "./browser.mjs";
 import { recorded, start } from "./harness.mjs";
 
@@ -222,7 +222,6 @@ test("an answer follows a JSON schema, greedily, by chance and streamed; one mod
 });
 
 test("a second turn after a document of 1,800 tokens prefills only its own tokens, and gives what a fresh prefill gives", { timeout: 900_000 }, async () => {
-  const chapter = (number) => JSON.parse(readFileSync(new URL(`../../target/tools/book/package/data/chapter_${number}.json`, import.meta.url), "utf8")).text;
   const result = await page.evaluate(async ([model, text]) => {
     const options = { model, contextLength: 2048 };
     const ask = async (engine, ids, maxTokens) => {
@@ -250,7 +249,7 @@ test("a second turn after a document of 1,800 tokens prefills only its own token
     const texts = [one.made, two.made].map((ids) => fresh.detokenize(ids));
     await fresh.unload();
     return { first: first.length, own, one: one.stats, two, whole, error, texts };
-  }, [`${server.url}/manifest.json`, `${chapter(1)}\n\n${chapter(2)}`]);
+  }, [`${server.url}/manifest.json`, chapters(2).map(({ text }) => text).join("\n\n")]);
   const { first, own, one, two, whole, error, texts } = result;
   console.log(JSON.stringify({ first, own, read: two.stats.promptTokens - two.stats.cachedTokens, error, texts }));
   console.log(`prefill: first turn ${one.prefillMs.toFixed(0)} ms, second ${two.stats.prefillMs.toFixed(0)} ms, fresh ${whole.stats.prefillMs.toFixed(0)} ms`);

@@ -6,7 +6,7 @@ import { rmSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 
-import { launch, openPage, required } from "./browser.mjs";
+import { fitsAndIsNamed, launch, openPage, required } from "./browser.mjs";
 import { start } from "./harness.mjs";
 import { tinyBundle } from "./tiny.mjs";
 
@@ -140,14 +140,7 @@ test("links keep the model; every page fits a phone, in the dark, and everything
     else await page.click(`.top nav >> text=${name[0].toUpperCase()}${name.slice(1)}`);
     await page.waitForURL((url) => url.pathname === `/web/${name}${name === "" ? "" : "/"}` && url.search === "?context=512");
     if (name !== "") await page.waitForSelector("#loading", { state: "hidden", timeout: 60_000 });
-    const { scroll, client } = await page.evaluate(() => ({
-      scroll: document.documentElement.scrollWidth, client: document.documentElement.clientWidth,
-    }));
-    assert.ok(scroll <= client, `${name} is ${scroll} wide on a screen of ${client}`);
-    const nameless = await page.evaluate(() => [...document.querySelectorAll("button, select, textarea, input, progress, [tabindex='0']")]
-      .filter((control) => !(control.textContent.trim() || control.ariaLabel || control.getAttribute("aria-labelledby") || control.labels?.length))
-      .map((control) => control.outerHTML));
-    assert.deepEqual(nameless, [], name);
+    await fitsAndIsNamed(page, name);
     assert.equal(await page.locator("h1").count(), 1);
     if (name !== "") assert.equal(await page.locator("[aria-current=page]").count(), 1);
   }

@@ -46,7 +46,6 @@ async function start(): Promise<void> {
   if (!model) return composer.close();
   offerPlans(model, asked.plan);
   engine = await open({
-    ...(asked.plan ? { plan: asked.plan } : {}),
     ...(asked.context ? { contextLength: asked.context } : {}),
     onRecovery: ({ progress }) =>
       composer.status(progress?.phase === "ready" ? "" : `The graphics device was lost. ${progress?.text ?? "Looking for another"}`),

@@ -53,13 +53,6 @@ export class Tree {
     return place;
   }
 
-  /** Takes a turn away that came to nothing, and shows the one beside it. */
-  drop(place: Place): void {
-    const row = place.before ? place.before.after : this.#first;
-    row.splice(row.indexOf(place), 1);
-    this.#show(place.before, Math.max(0, row.length - 1));
-  }
-
   /** Which of how many turns in the same place this is, the first being 1. */
   among(place: Place): { at: number; of: number } {
     const row = place.before ? place.before.after : this.#first;

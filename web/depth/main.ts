@@ -5,21 +5,21 @@
 
 import { type Engine, MoaError } from "moa-runtime";
 
-import { passage } from "../parts/book.js";
-import { element, make } from "../parts/elements.js";
-import { asked, choose, failed, loaded, open, prepare } from "../parts/model.js";
+import { opening } from "../parts/book.js";
+import { element, make, onStop } from "../parts/elements.js";
+import { asked, failed, loaded, open, prepare } from "../parts/model.js";
 import { modelName } from "../parts/names.js";
 import { count, mib, ms, percent } from "../parts/numbers.js";
-import { offerPlans } from "../parts/plans.js";
+import { offerContexts, offerPlans } from "../parts/plans.js";
 import { type Point, draw } from "./chart.js";
 
 /** Tokens that are written at a depth; the first comes with the prompt's logits and does not count. */
 const TOKENS = 17;
 const ROUNDS = 3;
-/** A passage ends with a sentence: so many tokens more are asked for, so that none is missing. */
-const SPARE = 2000;
 const DEPTHS = [64, 256, 512, 1024, 2048, 4096, 8192, 16_384];
 const DEFAULT_DEEPEST = 4096;
+/** Less than this shows nothing. */
+const LEAST_OFFERED = 1024;
 
 type Series = "dense" | "plan";
 
@@ -34,9 +34,9 @@ async function start(): Promise<void> {
   offerPlans(model, asked.plan, false);
   const longest = model.maxContext - TOKENS;
   const deepest = Math.min(asked.context ?? DEFAULT_DEEPEST, longest);
-  offerDepths(deepest, longest);
+  offerContexts(DEPTHS.filter((depth) => depth >= LEAST_OFFERED && depth <= longest), deepest);
   const options = { contextLength: deepest + TOKENS, turnSnapshotBytes: 0 };
-  const plan = await open({ ...options, label: "Plan", ...(asked.plan ? { plan: asked.plan } : {}) });
+  const plan = await open({ ...options, label: "Plan" });
   const dense = plan && (await open({ ...options, label: "Dense", plan: "dense" }));
   if (!plan || !dense) return;
   loaded();
@@ -47,10 +47,7 @@ async function start(): Promise<void> {
   const bench = new Bench({ dense, plan }, deepest);
   run.disabled = false;
   run.addEventListener("click", () => void measure(bench));
-  stop.addEventListener("click", () => stopping?.abort());
-  document.addEventListener("keydown", ({ key }) => {
-    if (key === "Escape") stopping?.abort();
-  });
+  onStop(() => stopping?.abort());
   addEventListener("resize", () => bench.show());
   run.focus({ preventScroll: true });
 }
@@ -84,8 +81,7 @@ class Bench {
 
   async run(signal: AbortSignal): Promise<void> {
     const { dense } = this.#engines;
-    const { sentences } = await passage((text) => dense.tokenize(text), this.#deepest + SPARE, () => 0);
-    const ids = dense.tokenize(sentences.join(""));
+    const ids = await opening((text) => dense.tokenize(text), this.#deepest);
     const depths = [...new Set([...DEPTHS.filter((depth) => depth < this.#deepest), this.#deepest])].filter((depth) => depth <= ids.length);
     this.#points = depths.map((depth) => ({ depth }));
     this.show();
@@ -127,13 +123,6 @@ class Bench {
 
 function median(values: readonly number[]): number {
   return [...values].sort((a, b) => a - b)[values.length >> 1] ?? Number.NaN;
-}
-
-function offerDepths(deepest: number, longest: number): void {
-  const depths = [...new Set([...DEPTHS.filter((depth) => depth >= 1024 && depth <= longest), deepest])].sort((a, b) => a - b);
-  const select = element<HTMLSelectElement>("deepest");
-  select.replaceChildren(...depths.map((depth) => new Option(`${count(depth)} tokens`, String(depth), false, depth === deepest)));
-  select.addEventListener("change", () => choose({ context: select.value }));
 }
 
 void start();

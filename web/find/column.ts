@@ -1,6 +1,6 @@
 /** One of the three answers: what its plan keeps, what it said, and how it stands so far. */
 
-import type { Engine, Usage } from "moa-runtime";
+import type { Engine, PlanInfo, Usage } from "moa-runtime";
 
 import { make, makeSvg } from "../parts/elements.js";
 import { count, mib, ms, percent } from "../parts/numbers.js";
@@ -16,12 +16,14 @@ export class Column {
   readonly #speed = make("b", "", "–");
   readonly #hits = make("b", "", "–");
   readonly #marker = makeSvg("line", { x1: 0, x2: 0, y1: -3, y2: 29, visibility: "hidden" });
-  readonly #engine: Engine;
+  readonly #plan: PlanInfo;
+  readonly #context: number;
   #asked = 0;
   #found = 0;
 
   constructor(title: string, what: string, engine: Engine) {
-    this.#engine = engine;
+    this.#plan = engine.plan();
+    this.#context = engine.contextLength;
     const { kv } = engine.memory();
     this.#verdict.role = "status";
     this.#root.ariaLabel = title;
@@ -35,7 +37,7 @@ export class Column {
       this.#reach,
       make("div", "answer", this.#text, this.#verdict),
       make(
-        "dl", "figures-list",
+        "dl", "",
         row("KV memory", "wide", make("b", "", mib(kv.total)), make("span", "quiet", ` ${percent(kv.total / kv.dense)} of dense`), gauge),
         row("Speed", "", this.#speed, make("span", "quiet", " ms a token")),
         row("Found so far", "", this.#hits),
@@ -54,9 +56,9 @@ export class Column {
     this.#text.dataset.reading = "Waits for its turn";
     for (const end of ["x1", "x2"]) this.#marker.setAttribute(end, String(depth * BINS));
     this.#marker.setAttribute("visibility", "visible");
-    const { spans } = this.#engine.plan();
-    const seeing = spans.flat().filter((span) => this.#sees(span, depth)).length;
-    this.#reach.textContent = `${seeing} of ${spans.flat().length} heads still see it`;
+    const spans = this.#plan.spans.flat();
+    const seeing = spans.filter((span) => this.#sees(span, depth)).length;
+    this.#reach.textContent = `${seeing} of ${spans.length} heads still see it`;
     this.#root.classList.add("working");
   }
 
@@ -87,14 +89,13 @@ export class Column {
 
   /** Whether the last token still sees this place, in a head of this span. */
   #sees(span: number, depth: number): boolean {
-    const { contextLength } = this.#engine;
-    const { sink } = this.#engine.plan();
-    return depth * contextLength < sink || (1 - depth) * contextLength < span - sink;
+    const { sink } = this.#plan;
+    return depth * this.#context < sink || (1 - depth) * this.#context < span - sink;
   }
 
   /** The text from its first token to its last; the darker, the more heads still see that place at the end. */
   #strip(): SVGSVGElement {
-    const heads = this.#engine.plan().spans.flat();
+    const heads = this.#plan.spans.flat();
     const strip = makeSvg("svg", { class: "strip", viewBox: `0 0 ${BINS} 26`, preserveAspectRatio: "none", "aria-hidden": "true" });
     strip.append(makeSvg("rect", { class: "ground", width: BINS, height: 26 }));
     for (let bin = 0; bin < BINS; bin++) {

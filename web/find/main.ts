@@ -6,11 +6,11 @@
 import type { Engine } from "moa-runtime";
 
 import { book } from "../parts/book.js";
-import { element, make } from "../parts/elements.js";
+import { element, make, onStop } from "../parts/elements.js";
 import { watchRequests } from "../parts/keep.js";
-import { asked, choose, failed, loaded, open, prepare } from "../parts/model.js";
+import { asked, failed, loaded, open, prepare } from "../parts/model.js";
 import { count, gib, percent } from "../parts/numbers.js";
-import { offerPlans, uniformLike } from "../parts/plans.js";
+import { offerContexts, offerPlans, uniformLike } from "../parts/plans.js";
 import { Column } from "./column.js";
 import { type Hidden, hide } from "./hide.js";
 
@@ -37,10 +37,11 @@ async function start(): Promise<void> {
   if (!model) return;
   offerPlans(model, asked.plan, false);
   const context = asked.context ?? Math.min(DEFAULT_LENGTH, model.maxContext);
-  offerLengths(context, model.maxContext);
+  offerContexts(LENGTHS.filter((length) => length <= model.maxContext), context);
+  element("length").textContent = `about ${count(Math.round(context / 100) * 100)}`;
 
   // The first one downloads the weights, the others find them on this device.
-  const moa = await open({ contextLength: context, label: "MoA", ...(asked.plan ? { plan: asked.plan } : {}) });
+  const moa = await open({ contextLength: context, label: "MoA" });
   if (!moa) return;
   const uniform = await open({ contextLength: context, label: "Uniform window", plan: uniformLike(moa.plan(), context) });
   const dense = uniform && (await open({ contextLength: context, label: "Dense", plan: "dense" }));
@@ -61,10 +62,7 @@ async function start(): Promise<void> {
   run.disabled = ten.disabled = false;
   run.addEventListener("click", () => void rounds(three, 1));
   ten.addEventListener("click", () => void rounds(three, 10));
-  stop.addEventListener("click", () => stopping?.abort());
-  document.addEventListener("keydown", ({ key }) => {
-    if (key === "Escape") stopping?.abort();
-  });
+  onStop(() => stopping?.abort());
   run.focus({ preventScroll: true });
 }
 
@@ -118,14 +116,6 @@ function show({ before, fact, after, title, depth }: Hidden): void {
 function reach(engine: Engine): string {
   const spans = engine.plan().spans.flat();
   return `${count(Math.min(...spans))} to ${count(Math.min(Math.max(...spans), engine.contextLength))}`;
-}
-
-function offerLengths(context: number, longest: number): void {
-  const lengths = [...new Set([...LENGTHS, context])].filter((length) => length <= longest).sort((a, b) => a - b);
-  const select = element<HTMLSelectElement>("tokens");
-  select.replaceChildren(...lengths.map((length) => new Option(`${count(length)} tokens`, String(length), false, length === context)));
-  select.addEventListener("change", () => choose({ context: select.value }));
-  element("length").textContent = `about ${count(Math.round(context / 100) * 100)}`;
 }
 
 function countRequests(): void {

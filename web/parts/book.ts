@@ -5,6 +5,9 @@ export async function book(): Promise<readonly { title: string; text: string }[]
   return (await import("virtual:book")).default;
 }
 
+/** A passage ends with a sentence: so many tokens more are asked for, so that none is missing. */
+const SPARE = 2000;
+
 /** Turns text into token ids. */
 type Tokenize = (text: string) => readonly number[];
 
@@ -36,6 +39,12 @@ export async function passage(tokenize: Tokenize, tokens: number, random: () => 
     }
   }
   return { title, sentences };
+}
+
+/** The book's first tokens, as many of `tokens` as there are. */
+export async function opening(tokenize: Tokenize, tokens: number): Promise<number[]> {
+  const { sentences } = await passage(tokenize, tokens + SPARE, () => 0);
+  return tokenize(sentences.join("")).slice(0, tokens);
 }
 
 /** A paragraph's sentences; the last one ends with the empty line after it. */

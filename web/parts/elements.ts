@@ -31,6 +31,14 @@ export function makeSvg<K extends keyof SVGElementTagNameMap>(
   return made;
 }
 
+/** Has the page's Stop button, and Escape, stop what runs. */
+export function onStop(stop: () => void): void {
+  element("stop").addEventListener("click", stop);
+  document.addEventListener("keydown", ({ key }) => {
+    if (key === "Escape") stop();
+  });
+}
+
 /** A button that acts. */
 export function button(label: string, className: string, act: () => void): HTMLButtonElement {
   const made = make("button", className, label);

@@ -53,12 +53,13 @@ export async function prepare(): Promise<ProbedModel | undefined> {
   return probed.model;
 }
 
-/** An engine for this page's model, with its progress on the page; nothing, and the reason, where there is none. */
+/** An engine for this page's model and plan, with its progress on the page; nothing, and the reason, where there is none. */
 export async function open(options: Partial<EngineOptions> & { label?: string } = {}): Promise<Engine | undefined> {
   const { label, ...engine } = options;
   element("loading").hidden = false;
   try {
-    return await createEngine({ model, onProgress: (progress) => showProgress(progress, label), ...engine });
+    const plan = asked.plan ? { plan: asked.plan } : {};
+    return await createEngine({ model, ...plan, onProgress: (progress) => showProgress(progress, label), ...engine });
   } catch (error) {
     failed(error);
     return undefined;

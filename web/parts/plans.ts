@@ -1,10 +1,10 @@
-/** Plans in a page's hands: the list to choose from, and plans that a page makes itself. */
+/** Plans in a page's hands: the lists of plans and contexts to choose from, and plans that a page makes itself. */
 
 import type { PlanInfo, ProbedModel } from "moa-runtime";
 
 import { element } from "./elements.js";
 import { choose } from "./model.js";
-import { percent } from "./numbers.js";
+import { count, percent } from "./numbers.js";
 
 /** Fills the list of plans; another choice opens the page again. */
 export function offerPlans({ plans, defaultPlan }: ProbedModel, chosen: string | undefined, dense = true): void {
@@ -20,11 +20,24 @@ export function offerPlans({ plans, defaultPlan }: ProbedModel, chosen: string |
   element("plan-choice").hidden = options.length < 2;
 }
 
+/** Fills the list of contexts, the chosen one among them; another choice opens the page again. */
+export function offerContexts(contexts: readonly number[], chosen: number): void {
+  const offered = [...new Set([...contexts, chosen])].sort((a, b) => a - b);
+  const select = element<HTMLSelectElement>("context");
+  select.replaceChildren(...offered.map((tokens) => new Option(`${count(tokens)} tokens`, String(tokens), false, tokens === chosen)));
+  select.addEventListener("change", () => choose({ context: select.value }));
+  element("context-choice").hidden = offered.length < 2;
+}
+
+/** Places for keys, slack included, of a head that sees `span` tokens of `context`. */
+export function slots(span: number, slack: number, context: number): number {
+  return Math.min(span + slack, context);
+}
+
 /** A plan that gives every head the same sink and window, and takes exactly as many slots of memory as `plan` does. */
 export function uniformLike({ sink, spans, slack }: PlanInfo, context: number): object {
-  const slots = (span: number) => Math.min(span + slack, context);
   const heads = spans.flat();
-  const total = heads.reduce((sum, span) => sum + slots(span), 0);
+  const total = heads.reduce((sum, span) => sum + slots(span, slack, context), 0);
   const least = Math.floor(total / heads.length);
   let over = total - least * heads.length;
   const rules = spans.map((layer) => layer.map(() => ({ span: Math.max(sink + 1, least - slack) + (over-- > 0 ? 1 : 0) })));

@@ -2,36 +2,30 @@
 
 import { type Engine, MoaError, type ProbedModel } from "moa-runtime";
 
-import { passage } from "../parts/book.js";
-import { element, make } from "../parts/elements.js";
-import { asked, choose, failed, loaded, open, prepare } from "../parts/model.js";
+import { opening } from "../parts/book.js";
+import { element, make, onStop } from "../parts/elements.js";
+import { asked, failed, loaded, open, prepare } from "../parts/model.js";
 import { count, mib, percent } from "../parts/numbers.js";
-import { offerPlans } from "../parts/plans.js";
+import { offerContexts, offerPlans } from "../parts/plans.js";
 import { type Head, type SpanMap, describe, drawSpans } from "../parts/span-map.js";
 import { Rings } from "./rings.js";
 
 const DEFAULT_CONTEXT = 2048;
-/** A passage ends with a sentence: so many tokens more are asked for, so that none is missing. */
-const SPARE = 2000;
 
 async function start(): Promise<void> {
   const model = await prepare();
   if (!model) return;
   offerPlans(model, asked.plan);
   const context = asked.context ?? Math.min(DEFAULT_CONTEXT, model.maxContext);
-  offerContexts(model, context);
+  offerContexts(model.plans.flatMap(({ contexts }) => contexts.map((at) => at.context)), context);
   showCosts(model, asked.plan ?? model.defaultPlan, context);
-  const engine = await open({ contextLength: context, turnSnapshotBytes: 0, ...(asked.plan ? { plan: asked.plan } : {}) });
+  const engine = await open({ contextLength: context, turnSnapshotBytes: 0 });
   if (!engine) return;
   loaded();
   element("viewer").hidden = false;
-  new Viewer(engine, await bookIds(engine)).open();
-}
-
-/** As much of the book as the context has room for. */
-async function bookIds(engine: Engine): Promise<number[]> {
-  const { sentences } = await passage((text) => engine.tokenize(text), engine.contextLength + SPARE, () => 0);
-  return engine.tokenize(sentences.join("").trim()).slice(0, engine.contextLength - 1);
+  // As much of the book as the context has room for.
+  const ids = await opening((text) => engine.tokenize(text), context - 1);
+  new Viewer(engine, ids).open();
 }
 
 class Viewer {
@@ -65,10 +59,7 @@ class Viewer {
     const read = element<HTMLButtonElement>("read");
     read.disabled = false;
     read.addEventListener("click", () => void this.#read());
-    element("stop").addEventListener("click", () => this.#stop?.abort());
-    document.addEventListener("keydown", ({ key }) => {
-      if (key === "Escape") this.#stop?.abort();
-    });
+    onStop(() => this.#stop?.abort());
     this.#point(this.#head);
     this.#at(this.#position);
   }
@@ -137,15 +128,6 @@ class Viewer {
     bar("window-bar", gone, position);
     document.querySelector("#window .past")?.setAttribute("width", String(position * scale));
   }
-}
-
-function offerContexts(model: ProbedModel, context: number): void {
-  const known = model.plans.flatMap(({ contexts }) => contexts.map((at) => at.context));
-  const contexts = [...new Set([...known, context])].sort((a, b) => a - b);
-  const select = element<HTMLSelectElement>("context");
-  select.replaceChildren(...contexts.map((one) => new Option(`${count(one)} tokens`, String(one), false, one === context)));
-  select.addEventListener("change", () => choose({ context: select.value }));
-  element("context-choice").hidden = contexts.length < 2;
 }
 
 /** A row for every plan at every context that the manifest gives figures for. */

@@ -2,6 +2,7 @@
 
 import type { Engine } from "moa-runtime";
 
+import { slots } from "../parts/plans.js";
 import type { Head } from "../parts/span-map.js";
 
 /** The rings of one engine. */
@@ -24,7 +25,7 @@ export class Rings {
 
   /** Places for keys that a head has, sink and slack included. */
   slots({ span }: Head): number {
-    return Math.min(span + this.#slack, this.#context);
+    return slots(span, this.#slack, this.#context);
   }
 
   /** How full a head's places are, 0 to 1. */

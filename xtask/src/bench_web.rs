@@ -6,6 +6,7 @@ use anyhow::Result;
 use xshell::cmd;
 
 use crate::setup::{self, Purpose};
+use crate::test::DEMO_BUNDLE;
 use crate::workspace::Workspace;
 use crate::{demo, graphics, wasm, web};
 
@@ -32,12 +33,16 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         let _dir = sh.push_dir(workspace.root.join("web/bench"));
         cmd!(sh, "npm ci --ignore-scripts").run()?;
     }
-    let bundle = "target/demo";
-    if workspace.root.join(bundle).join("manifest.json").is_file() {
+    if workspace
+        .root
+        .join(DEMO_BUNDLE)
+        .join("manifest.json")
+        .is_file()
+    {
         wasm::build(workspace)?;
         web::build(workspace, "target/web".as_ref())?;
     } else {
-        demo::run(workspace, &demo::Options::for_tests(bundle))?;
+        demo::run(workspace, &demo::Options::for_tests(DEMO_BUNDLE))?;
     }
     let gpu = graphics::ensure(workspace)?;
     let _env = match &options.chromium {
@@ -50,7 +55,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let (model, out, more) = (workspace.model(), &options.out, &options.more);
     cmd!(
         sh,
-        "node web/bench/run.mjs --bundle {bundle} --gguf {model} --out {out} {more...}"
+        "node web/bench/run.mjs --bundle {DEMO_BUNDLE} --gguf {model} --out {out} {more...}"
     )
     .run()?;
     Ok(())

@@ -161,7 +161,7 @@ pub(crate) fn npm(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// The book that the pages read from, unpacked where `web/vite.config.js` looks for it.
+/// The book of the pages and of the browser bench, unpacked where `web/chapters.js` looks for it.
 pub(crate) fn book(workspace: &Workspace) -> Result<()> {
     let folder = workspace.tools().join("book");
     if folder.join("package/data").is_dir() {

@@ -9,8 +9,9 @@ use xshell::cmd;
 
 use crate::graphics::{self, Graphics};
 use crate::setup::{self, Purpose};
+use crate::wasm::{self, GRAMMAR_MANIFEST, grammar_target};
 use crate::workspace::{Profile, Workspace};
-use crate::{demo, wasm, web};
+use crate::{demo, web};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -32,7 +33,7 @@ pub(crate) struct Options {
 }
 
 /// The demo's bundle as the tests make it.
-const DEMO_BUNDLE: &str = "target/demo";
+pub(crate) const DEMO_BUNDLE: &str = "target/demo";
 
 struct Step {
     name: &'static str,
@@ -137,11 +138,7 @@ fn summary(done: &[(&str, Duration)]) {
 fn fmt(workspace: &Workspace) -> Result<()> {
     let (sh, cargo) = (&workspace.shell, &workspace.cargo);
     cmd!(sh, "{cargo} fmt --all --check").run()?;
-    cmd!(
-        sh,
-        "{cargo} fmt --manifest-path web/grammar/Cargo.toml --check"
-    )
-    .run()?;
+    cmd!(sh, "{cargo} fmt --manifest-path {GRAMMAR_MANIFEST} --check").run()?;
     Ok(())
 }
 
@@ -158,10 +155,10 @@ fn clippy(workspace: &Workspace) -> Result<()> {
             --lib --target wasm32-unknown-unknown --locked -- -D warnings"
     )
     .run()?;
-    let target = workspace.target().join("grammar");
+    let target = grammar_target(workspace);
     cmd!(
         sh,
-        "{cargo} clippy --manifest-path web/grammar/Cargo.toml --target-dir {target}
+        "{cargo} clippy --manifest-path {GRAMMAR_MANIFEST} --target-dir {target}
             --target wasm32-unknown-unknown --locked -- -D warnings"
     )
     .run()?;

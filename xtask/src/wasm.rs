@@ -3,7 +3,7 @@
 //! The result lies in `web/moa-runtime/wasm`, in the layout of `wasm-pack build --target web`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use xshell::cmd;
@@ -14,7 +14,7 @@ const CRATE: &str = "moa-runtime-web";
 const MODULE: &str = "moa_runtime_web";
 /// The module for `response_format`, which only pages that ask for JSON load.
 const GRAMMAR: &str = "moa_grammar";
-const GRAMMAR_MANIFEST: &str = "web/grammar/Cargo.toml";
+pub(crate) const GRAMMAR_MANIFEST: &str = "web/grammar/Cargo.toml";
 const TARGET: &str = "wasm32-unknown-unknown";
 
 /// What wasm-opt may assume of browsers. Never `--all-features`: browsers refuse the result.
@@ -43,14 +43,18 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     )
     .run()?;
     bind(workspace, &workspace.target(), MODULE)?;
-    // Outside of the workspace, for its features: a folder of its own keeps the two apart.
-    let target = workspace.target().join("grammar");
+    let target = grammar_target(workspace);
     cmd!(
         sh,
         "{cargo} build --locked --manifest-path {GRAMMAR_MANIFEST} --target-dir {target} --target {TARGET} --profile wasm"
     )
     .run()?;
     bind(workspace, &target, GRAMMAR)
+}
+
+/// Cargo's output folder for the grammar, which is outside of the workspace for its features: they are kept apart.
+pub(crate) fn grammar_target(workspace: &Workspace) -> PathBuf {
+    workspace.target().join("grammar")
 }
 
 /// Writes a module's glue and the module itself, shrunk.

@@ -129,10 +129,4 @@ impl Grammar {
             .consume_token(id)
             .map_err(|error| GrammarError::Mismatch(error.to_string()))
     }
-
-    /// Whether nothing may follow.
-    #[wasm_bindgen(getter)]
-    pub fn done(&self) -> bool {
-        self.matcher.is_stopped()
-    }
 }

@@ -4,7 +4,7 @@
  */
 
 import { MoaError } from "./errors.js";
-import { nodeFiles } from "./platform.js";
+import { wasmSource } from "./platform.js";
 
 /** The model's tokens as bytes, all in a row; tokens that no text may hold have none. */
 export interface TokenTable {
@@ -37,8 +37,6 @@ interface NativeGrammar {
 interface NativeVocabulary {
   grammar(schema: string): NativeGrammar;
 }
-
-const FILE = "../wasm/moa_grammar_bg.wasm";
 
 /** Makes grammars for one model: its vocabulary is taken in once. */
 export class Grammars {
@@ -86,13 +84,8 @@ export class Grammars {
 
 async function load(wasmUrl: string | undefined, { bytes, lengths }: TokenTable, eos: number): Promise<NativeVocabulary> {
   const { default: init, Vocabulary } = await import("../wasm/moa_grammar.js");
-  const files = nodeFiles();
   try {
-    if (files && (wasmUrl === undefined || wasmUrl.startsWith("file:"))) {
-      await init({ module_or_path: files.readFileSync(new URL(wasmUrl ?? FILE, import.meta.url)) as BufferSource });
-    } else {
-      await (wasmUrl === undefined ? init() : init({ module_or_path: wasmUrl }));
-    }
+    await init(wasmSource("../wasm/moa_grammar_bg.wasm", wasmUrl));
   } catch (error) {
     throw new MoaError("network", `the module for \`response_format\` cannot be loaded: ${String(error)}`, { cause: error });
   }

@@ -19,6 +19,19 @@ export function nodeFiles(): NodeFiles | undefined {
   return process?.getBuiltinModule?.("node:fs") as NodeFiles | undefined;
 }
 
+/**
+ * Where the `init` of a wasm module finds it: `wasmUrl`, or `file` as this package has it. Nothing in a browser that was told
+ * nothing: the module's script knows its place, and bundlers understand it.
+ */
+export function wasmSource(file: string, wasmUrl: string | undefined): { module_or_path: BufferSource | string } | undefined {
+  const files = nodeFiles();
+  // Node's fetch knows no files.
+  if (files && (wasmUrl === undefined || wasmUrl.startsWith("file:"))) {
+    return { module_or_path: files.readFileSync(new URL(wasmUrl ?? file, import.meta.url)) as BufferSource };
+  }
+  return wasmUrl === undefined ? undefined : { module_or_path: wasmUrl };
+}
+
 /** wgpu looks for the GPU in a window or a worker; Node.js is neither, but may have been given a `navigator.gpu`. */
 export function passForWindow(): void {
   const scope = globalThis as { Window?: unknown; WorkerGlobalScope?: unknown };
