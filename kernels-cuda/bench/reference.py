@@ -20,6 +20,8 @@ HEADS, DIM = 32, 128
 
 def function(clone):
     """The function; the one module that it wants beside torch and transformers only ever empties a cache for it."""
+    # First, since it looks whether that module is installed.
+    importlib.import_module("transformers.models.llama.modeling_llama")
     stub = types.ModuleType("deepspeed")
     stub.get_accelerator = lambda: types.SimpleNamespace(empty_cache=torch.cuda.empty_cache)
     sys.modules["deepspeed"] = stub
