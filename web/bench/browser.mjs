@@ -2,6 +2,8 @@
 //
 //   MOA_CHROMIUM         the browser; with LVP_SO it is the one that the tests' Vulkan shim was put into (cargo xtask setup)
 //   MOA_CHROMIUM_FLAGS   more of its flags
+//   MOA_SHIMMED_GPU      set where the shim stands before a real GPU's driver: the browser then calls it a fallback adapter, and
+//                        engines would choose what is quick on a software one
 
 import { readFileSync, readdirSync } from "node:fs";
 
@@ -9,11 +11,23 @@ import { chromium } from "playwright-core";
 
 import { FLAGS } from "../chromium.mjs";
 
+/** Said in every script, since a worker has no other place for it. */
+const NO_FALLBACK = `globalThis.GPUAdapterInfo && Object.defineProperty(GPUAdapterInfo.prototype, "isFallbackAdapter", { get: () => false });\n`;
+
+async function sayNoFallback(page) {
+  await page.route(/\.m?js(\?.*)?$/, async (route) => {
+    const response = await route.fetch();
+    await route.fulfill({ response, body: NO_FALLBACK + (await response.text()) });
+  });
+}
+
 /** Opens the page, waits until `ready` holds there, and resolves with the calls that the bench needs. */
 export async function openBrowser(url, { ready = () => globalThis.page, limit } = {}) {
   const server = await chromium.launchServer({ executablePath: process.env.MOA_CHROMIUM, args: [...FLAGS, "--enable-unsafe-webgpu"], env: process.env });
   const browser = await chromium.connect(server.wsEndpoint());
-  const page = await browser.newPage();
+  const shimmed = Boolean(process.env.MOA_SHIMMED_GPU);
+  const page = await browser.newPage(shimmed ? { serviceWorkers: "block" } : {});
+  if (shimmed) await sayNoFallback(page);
   // A contender's own warnings are its business; what ends it is told by the call that fails.
   page.setDefaultTimeout(0);
   await page.goto(url);
