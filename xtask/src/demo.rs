@@ -32,7 +32,7 @@ pub(crate) struct Options {
         long,
         value_name = "FRACTION,..",
         value_delimiter = ',',
-        default_value = "0.5"
+        default_value = "0.5,0.25"
     )]
     density: Vec<f64>,
     /// Declared context length in tokens
@@ -51,7 +51,7 @@ impl Options {
             no_serve: true,
             out: out.into(),
             port: 0,
-            density: vec![0.5],
+            density: vec![0.5, 0.25],
             context: 2048,
             profile: Profile::Dev,
         }
