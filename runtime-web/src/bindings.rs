@@ -13,6 +13,7 @@ use crate::error::EngineError;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::sampler::{Sampler, SamplingOptions};
 use crate::setup::Setup;
+use crate::share::Weights;
 use crate::snapshot::RingCopy;
 
 type JsResult<T> = std::result::Result<T, JsValue>;
@@ -98,6 +99,32 @@ fn options<T: Default + for<'a> Deserialize<'a>>(value: Option<impl Into<JsValue
         .as_string()
         .ok_or_else(|| bad("expected a plain object"))?;
     serde_json::from_str(&text).map_err(|error| bad(&error.to_string()))
+}
+
+impl CreateOptions {
+    /// The plan of this name, or in these bytes, at a context.
+    fn setup(
+        &self,
+        manifest: Manifest,
+        name: &str,
+        bytes: Option<&[u8]>,
+        context: u32,
+    ) -> JsResult<Setup> {
+        let plan = Setup::choose_plan(&manifest, name, bytes)?;
+        let format = if self.int8_kv {
+            KvFormat::Int8
+        } else {
+            KvFormat::Sixteen
+        };
+        Ok(Setup::new(manifest, plan, context)?.with_kv_format(format))
+    }
+
+    fn engine(&self) -> EngineOptions {
+        EngineOptions {
+            prefill_chunk: self.prefill_chunk,
+            ..EngineOptions::default()
+        }
+    }
 }
 
 fn manifest(json: &str) -> JsResult<Manifest> {
@@ -193,32 +220,19 @@ impl MoaEngine {
     ) -> JsResult<Self> {
         let asked: CreateOptions = options(create_options)?;
         let manifest = manifest(&manifest_json)?;
-        let plan = Setup::choose_plan(&manifest, &plan_name, plan_bytes.as_deref())?;
-        let format = if asked.int8_kv {
-            KvFormat::Int8
-        } else {
-            KvFormat::Sixteen
-        };
-        let setup = Setup::new(manifest, plan, context)?.with_kv_format(format);
+        let setup = asked.setup(manifest, &plan_name, plan_bytes.as_deref(), context)?;
         let gpu_options = GpuOptions {
             default_limits: asked.default_limits,
             low_power: asked.power_preference.as_deref() == Some("low-power"),
             ..GpuOptions::default()
         };
         let gpu = Gpu::open(gpu_options, setup.needs()).await?;
-        let engine = Engine::new(
-            gpu,
-            setup,
-            EngineOptions {
-                prefill_chunk: asked.prefill_chunk,
-                ..EngineOptions::default()
-            },
-        )
-        .await?;
-        Ok(Self {
-            engine,
-            sampler: Sampler::greedy(),
-        })
+        Ok(Engine::new(gpu, setup, asked.engine()).await?.into())
+    }
+
+    /// The weights, for other engines on this device, once every chunk is there.
+    pub fn weights(&self) -> JsResult<MoaWeights> {
+        Ok(MoaWeights(self.engine.weights()?))
     }
 
     /// Checks a whole chunk of a weight shard against its hash and sends it to the device.
@@ -498,6 +512,47 @@ impl MoaEngine {
     /// Gives the device's memory back now; `free()` alone waits for the garbage collector.
     pub fn destroy(&self) {
         self.engine.destroy();
+    }
+}
+
+impl From<Engine> for MoaEngine {
+    fn from(engine: Engine) -> Self {
+        Self {
+            engine,
+            sampler: Sampler::greedy(),
+        }
+    }
+}
+
+/// The weights of an engine, which engines with other plans and contexts may read too.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct MoaWeights(Weights);
+
+#[wasm_bindgen]
+impl MoaWeights {
+    /// Another engine on the same device; `finishLoading` makes it ready. Of the options those about the device do nothing.
+    pub async fn engine(
+        &self,
+        plan_name: String,
+        plan_bytes: Option<Vec<u8>>,
+        context: u32,
+        create_options: Option<JsEngineOptions>,
+    ) -> JsResult<MoaEngine> {
+        let asked: CreateOptions = options(create_options)?;
+        let manifest = self.0.manifest().clone();
+        let setup = asked.setup(manifest, &plan_name, plan_bytes.as_deref(), context)?;
+        Ok(self.0.engine(setup, asked.engine()).await?.into())
+    }
+
+    /// Why the device was lost, once it is.
+    pub fn lost(&self) -> Option<String> {
+        self.0.gpu().lost()
+    }
+
+    /// Gives the weights' memory back now: no engine may use them any more.
+    pub fn destroy(&self) {
+        self.0.destroy();
     }
 }
 

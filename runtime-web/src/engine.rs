@@ -4,6 +4,7 @@
 //! prefill chunk, some decoded tokens), so that a caller can stop between any two of them.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytemuck::bytes_of;
 use moa_mask::abi::StepState;
@@ -40,7 +41,8 @@ pub struct EngineOptions {
 pub struct Engine {
     pub(crate) gpu: Gpu,
     pub(crate) setup: Setup,
-    weights: WeightBuffers,
+    /// Engines of the same model may read the same ones.
+    pub(crate) weights: Arc<WeightBuffers>,
     pub(crate) buffers: Buffers,
     pub(crate) program: Program,
     ledger: Ledger,
@@ -70,6 +72,16 @@ pub struct Engine {
 impl Engine {
     /// Makes every buffer, pipeline and bind group. Weights come afterwards ([`write_shard`](Self::write_shard)).
     pub async fn new(gpu: Gpu, setup: Setup, options: EngineOptions) -> Result<Self> {
+        Self::build(gpu, setup, options, None).await
+    }
+
+    /// The same, with weights that are on the device already if there are some.
+    pub(crate) async fn build(
+        gpu: Gpu,
+        setup: Setup,
+        options: EngineOptions,
+        shared: Option<Arc<WeightBuffers>>,
+    ) -> Result<Self> {
         let capacity = setup.chunk_capacity();
         let chunk = match options.prefill_chunk {
             Some(0) => {
@@ -85,7 +97,15 @@ impl Engine {
         };
         let mut allocator = Allocator::new(&gpu);
         let scopes = open_scopes(&gpu);
-        let weights = WeightBuffers::new(&mut allocator, &setup);
+        #[cfg_attr(
+            target_arch = "wasm32",
+            expect(
+                clippy::arc_with_non_send_sync,
+                reason = "natively, where there are threads, wgpu's buffers are both"
+            )
+        )]
+        let weights =
+            shared.unwrap_or_else(|| Arc::new(WeightBuffers::new(&mut allocator, &setup)));
         let buffers = Buffers::new(&mut allocator, &setup);
         let bytes = allocator.total();
         close_scopes(scopes, "weights, caches and scratch", bytes).await?;
@@ -140,7 +160,7 @@ impl Engine {
     /// Checks a whole chunk of a weight shard against its hash and sends it to the device. `offset` is a multiple
     /// of `moa_format::CHUNK_BYTES`; each chunk once, in any order.
     pub fn write_shard(&mut self, shard: usize, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.weights.write(&self.gpu, shard, offset, bytes)
+        unshared(&mut self.weights, shard, offset)?.write(&self.gpu, shard, offset, bytes)
     }
 
     /// Where a chunk of a shard lies on the device: `(buffer, offset, bytes)`, one or two of them in order. A buffer's
@@ -151,7 +171,7 @@ impl Engine {
 
     /// Takes note of a chunk that the caller has checked and written to its places itself.
     pub fn accept_chunk(&mut self, shard: usize, offset: u64) -> Result<()> {
-        self.weights.accept(shard, offset)
+        unshared(&mut self.weights, shard, offset)?.accept(shard, offset)
     }
 
     /// Waits for the uploads, checks that nothing is missing, and runs two tokens so that drivers have compiled
@@ -333,7 +353,8 @@ impl Engine {
         &self.gpu
     }
 
-    /// Bytes on the device by what they are for; `kvCache` and `kvScratch` are what [`Setup::kv_report`] predicts.
+    /// Bytes on the device by what they are for; `kvCache` and `kvScratch` are what [`Setup::kv_report`] predicts. Weights
+    /// are counted by the engine that they were made for alone.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
@@ -352,9 +373,11 @@ impl Engine {
             .map(|cache| (&cache.k, &cache.v))
     }
 
-    /// Gives the memory back without waiting for the last reference to go.
+    /// Gives the memory back without waiting for the last reference to go; weights that others hold stay.
     pub fn destroy(&self) {
-        self.weights.destroy();
+        if Arc::strong_count(&self.weights) == 1 {
+            self.weights.destroy();
+        }
         self.buffers.destroy();
     }
 
@@ -468,4 +491,17 @@ impl Engine {
         }
         self.gpu.queue.submit([encoder.finish()]);
     }
+}
+
+/// The weights while they are one engine's alone: they are shared only when every chunk is there.
+fn unshared(
+    weights: &mut Arc<WeightBuffers>,
+    shard: usize,
+    offset: u64,
+) -> Result<&mut WeightBuffers> {
+    Arc::get_mut(weights).ok_or(EngineError::BadChunk {
+        shard,
+        offset,
+        reason: "it was written before",
+    })
 }

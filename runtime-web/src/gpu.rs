@@ -28,8 +28,8 @@ pub struct Needs {
     pub binding_bytes: u64,
 }
 
-/// A device and what happened to it.
-#[derive(Debug)]
+/// A device and what happened to it. Clones are the same device.
+#[derive(Debug, Clone)]
 pub struct Gpu {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
@@ -110,6 +110,11 @@ impl Gpu {
             info: adapter.get_info(),
             faults,
         })
+    }
+
+    /// Fails where this device was not asked for as much as `needs` says.
+    pub(crate) fn check_needs(&self, needs: Needs) -> Result<()> {
+        limits_for(needs, &self.device.limits()).map(drop)
     }
 
     /// The device.

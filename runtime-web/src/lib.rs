@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! manifest + plan + context -> Setup -> Gpu (limits from Setup) -> Engine -> weights -> prefill, decode, rewind
+//!                     another Setup -> Weights of that engine -> another Engine -> prefill, decode, rewind
 //! ```
 //!
 //! One crate for native and browser: they differ in where bytes come from ([`bundle`] natively, JavaScript through
@@ -26,6 +27,7 @@ mod probe;
 mod program;
 mod sampler;
 mod setup;
+mod share;
 mod signal;
 mod snapshot;
 #[cfg(not(target_arch = "wasm32"))]
@@ -49,6 +51,7 @@ pub use probe::{Ceilings, probe};
 pub use program::DecodeKernels;
 pub use sampler::{Sampler, SamplingOptions};
 pub use setup::{KvReport, Setup};
+pub use share::Weights;
 pub use snapshot::RingCopy;
 #[cfg(not(target_arch = "wasm32"))]
 pub use timing::KernelTime;

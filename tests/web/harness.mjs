@@ -12,7 +12,7 @@ import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 import { serve } from "../../web/serve.mjs";
-import { required } from "./browser.mjs";
+import { openPage, required } from "./browser.mjs";
 
 const root = fileURLToPath(new URL("../../", import.meta.url));
 const built = join(root, "target/e2e/harness");
@@ -62,12 +62,30 @@ export async function start(bundle = required("MOA_BUNDLE"), more = () => false,
   return { url, requests, manifest: JSON.parse(readFileSync(join(bundle, "manifest.json"), "utf8")), close: () => server.close() };
 }
 
+/** A page of `server` with the package and a way to tokens, in a browser or a context of it. */
+export async function openHarness(browser, server) {
+  const page = await openPage(browser, `${server.url}/harness/`);
+  await page.waitForFunction(() => globalThis.moa);
+  await page.evaluate(() => {
+    globalThis.tokens = async (engine, ids, maxTokens, { onEvent, ...options } = {}) => {
+      const made = [];
+      for await (const event of engine.generate({ ids, maxTokens, stopIds: [], ...options })) {
+        if (event.kind === "tokens") made.push(...event.ids);
+        if (event.kind === "finished") globalThis.stats = event.stats;
+        await onEvent?.(event, made);
+      }
+      return made;
+    };
+  });
+  return page;
+}
+
 /** The package with its dependencies as one script, its worker and its wasm file beside it. */
 async function bundlePackage() {
   const installed = (name) => fileURLToPath(import.meta.resolve(name));
   await mkdir(built, { recursive: true });
   await build({
-    entryPoints: { moa: installed("moa-runtime"), worker: installed("moa-runtime/worker") },
+    entryPoints: { moa: installed("moa-runtime"), worker: installed("moa-runtime/worker"), handler: installed("moa-runtime/handler") },
     outdir: built,
     bundle: true,
     splitting: true,

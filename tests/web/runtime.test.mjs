@@ -7,8 +7,8 @@ import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { gzipSync } from "node:zlib";
 
-import { launch, openPage } from "./browser.mjs";
-import { start } from "./harness.mjs";
+import { launch } from "./browser.mjs";
+import { openHarness, start } from "./harness.mjs";
 import { ids, tinyBundle } from "./tiny.mjs";
 
 let folder, server, browser, page;
@@ -18,7 +18,7 @@ before(async () => {
   folder = tinyBundle();
   server = await start(join(folder, "bundle"), intercept);
   browser = await launch();
-  page = await harness();
+  page = await openHarness(browser, server);
   await page.evaluate(async ([model, ids]) => {
     globalThis.engine = await moa.createEngine({ model, contextLength: 512 });
     globalThis.expected = await tokens(engine, ids, 24);
@@ -29,24 +29,6 @@ after(async () => {
   server?.close();
   if (folder) rmSync(folder, { recursive: true });
 });
-
-/** A page with the package and a way to greedy tokens. */
-async function harness(context = browser) {
-  const page = await openPage(context, `${server.url}/harness/`);
-  await page.waitForFunction(() => globalThis.moa);
-  await page.evaluate(() => {
-    globalThis.tokens = async (engine, ids, maxTokens, { onEvent, ...options } = {}) => {
-      const made = [];
-      for await (const event of engine.generate({ ids, maxTokens, stopIds: [], ...options })) {
-        if (event.kind === "tokens") made.push(...event.ids);
-        if (event.kind === "finished") globalThis.stats = event.stats;
-        await onEvent?.(event, made);
-      }
-      return made;
-    };
-  });
-  return page;
-}
 
 function intercept(request, response, path) {
   if (path.startsWith("/moved/")) {
@@ -198,9 +180,30 @@ test("files lie beside the manifest as it was asked for, wherever redirects lead
   assert.ok(server.requests.slice(asked).includes("/moved/weights-000.bin"));
 });
 
+test("a model on another origin needs nothing but to be allowed", { timeout: 30_000 }, async () => {
+  const there = await start(join(folder, "bundle"), (request, response) => {
+    if (request.method !== "OPTIONS") return false;
+    response.writeHead(204, { "access-control-allow-headers": "range" }).end();
+    return true;
+  }, { "access-control-allow-origin": "*" });
+  const closed = await start(join(folder, "bundle"));
+  const [made, refused] = await page.evaluate(async ([allowed, closed, ids]) => {
+    const engine = await moa.createEngine({ model: allowed, contextLength: 512, cache: "none" });
+    const made = await tokens(engine, ids, 4);
+    await engine.unload();
+    return [JSON.stringify(made) === JSON.stringify(expected.slice(0, 4)), await moa.createEngine({ model: closed }).catch(({ code, hint }) => ({ code, hint }))];
+  }, [`${there.url}/manifest.json`, `${closed.url}/manifest.json`, ids]);
+  there.close();
+  closed.close();
+  assert.ok(made);
+  assert.equal(refused.code, "network");
+  assert.match(refused.hint, /Access-Control-Allow-Origin/);
+  page.problems.length = 0;
+});
+
 test("a full storage ends the keeping, not the load", { timeout: 30_000 }, async () => {
   const context = await browser.newContext();
-  const other = await harness(context);
+  const other = await openHarness(context, server);
   const session = await context.newCDPSession(other);
   await session.send("Storage.overrideQuotaForOrigin", { origin: server.url, quotaSize: 60_000 });
   const outcome = await other.evaluate(async ([model, ids]) => {
@@ -285,7 +288,7 @@ test("two engines at once, one of them in the page's own thread, give what each 
 test("weights go from the network to the device without a copy in wasm memory", { timeout: 60_000 }, async () => {
   // A page of its own, into whose thread no module was loaded yet.
   const context = await browser.newContext();
-  const fresh = await harness(context);
+  const fresh = await openHarness(context, server);
   const expected = await page.evaluate(() => expected);
   const result = await fresh.evaluate(async ([model, ids, expected]) => {
     const seen = { direct: 0, throughWasm: 0 };
@@ -451,9 +454,17 @@ test("an engine that is unloaded in mid-stream, or whose worker dies, fails what
     const waiting = code(tokens(one, ids, 300, { onEvent: (event) => { if (event.kind === "tokens") void one.unload(); } }));
     const unloaded = [await waiting, await code(one.logits(ids))];
     const missing = await code(moa.createEngine({ model, contextLength: 512, worker: new Worker("/nothing.js", { type: "module" }) }));
+    const worker = new Worker("/harness/worker.js", { type: "module" });
+    const ended = await moa.createEngine({ model, contextLength: 512, worker });
+    const cut = code(tokens(ended, ids, 300, { onEvent: (event) => { if (event.kind === "tokens") worker.terminate(); } }));
+    const terminated = [await cut, await code(ended.logits(ids))];
+    await ended.unload();
+    const misspelt = await code(moa.createEngine({ model, contextlength: 512 }));
     const controller = new AbortController();
     const loading = code(moa.createEngine({ model, contextLength: 512, signal: controller.signal, onProgress: (p) => { if (p.phase === "device") controller.abort(); } }));
-    return { unloaded, missing, aborted: await loading };
+    return { unloaded, missing, terminated, misspelt, aborted: await loading };
   }, [`${server.url}/manifest.json`, ids]);
-  assert.deepEqual(codes, { unloaded: ["unloaded", "unloaded"], missing: "internal", aborted: "aborted" });
+  assert.deepEqual(codes, {
+    unloaded: ["unloaded", "unloaded"], missing: "internal", terminated: ["internal", "internal"], misspelt: "unsupported-option", aborted: "aborted",
+  });
 });

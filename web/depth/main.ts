@@ -7,7 +7,7 @@ import { type Engine, MoaError } from "moa-runtime";
 
 import { opening } from "../parts/book.js";
 import { element, make, onStop } from "../parts/elements.js";
-import { asked, failed, loaded, open, prepare } from "../parts/model.js";
+import { asked, failed, fork, loaded, open, prepare } from "../parts/model.js";
 import { modelName } from "../parts/names.js";
 import { count, mib, ms, percent } from "../parts/numbers.js";
 import { offerContexts, offerPlans } from "../parts/plans.js";
@@ -36,9 +36,10 @@ async function start(): Promise<void> {
   const deepest = Math.min(asked.context ?? DEFAULT_DEEPEST, longest);
   offerContexts(DEPTHS.filter((depth) => depth >= LEAST_OFFERED && depth <= longest), deepest);
   const options = { contextLength: deepest + TOKENS, turnSnapshotBytes: 0 };
-  const plan = await open({ ...options, label: "Plan" });
-  const dense = plan && (await open({ ...options, label: "Dense", plan: "dense" }));
-  if (!plan || !dense) return;
+  // One set of weights for both. The dense engine comes first: it asks most of the device.
+  const dense = await open({ ...options, label: "Dense", plan: "dense" });
+  const plan = dense && (await fork(dense, { ...options, label: "Plan" }));
+  if (!plan) return;
   loaded();
   element("plan-key").textContent = `${plan.plan().name}, ${percent(plan.plan().kvDensity)} of the keys`;
   element("setting").textContent =

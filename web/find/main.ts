@@ -8,7 +8,7 @@ import type { Engine } from "moa-runtime";
 import { book } from "../parts/book.js";
 import { element, make, onStop } from "../parts/elements.js";
 import { watchRequests } from "../parts/keep.js";
-import { asked, failed, loaded, open, prepare } from "../parts/model.js";
+import { asked, failed, fork, loaded, open, prepare } from "../parts/model.js";
 import { count, gib, percent } from "../parts/numbers.js";
 import { offerContexts, offerPlans, uniformLike } from "../parts/plans.js";
 import { Column } from "./column.js";
@@ -40,12 +40,11 @@ async function start(): Promise<void> {
   offerContexts(LENGTHS.filter((length) => length <= model.maxContext), context);
   element("length").textContent = `about ${count(Math.round(context / 100) * 100)}`;
 
-  // The first one downloads the weights, the others find them on this device.
-  const moa = await open({ contextLength: context, label: "MoA" });
-  if (!moa) return;
-  const uniform = await open({ contextLength: context, label: "Uniform window", plan: uniformLike(moa.plan(), context) });
-  const dense = uniform && (await open({ contextLength: context, label: "Dense", plan: "dense" }));
-  if (!uniform || !dense) return;
+  // One set of weights for all three. The dense engine comes first: it asks most of the device.
+  const dense = await open({ contextLength: context, label: "Dense", plan: "dense" });
+  const moa = dense && (await fork(dense, { label: "MoA" }));
+  const uniform = moa && (await fork(dense, { label: "Uniform window", plan: uniformLike(moa.plan(), context) }));
+  if (!uniform) return;
   await book();
   loaded();
 

@@ -3,7 +3,7 @@
  * default the bundle in the folder above the pages), `?plan=NAME`, `?context=TOKENS`; links to other pages keep it.
  */
 
-import { type Engine, type EngineOptions, type LoadProgress, MoaError, type ProbedModel, createEngine, probe } from "moa-runtime";
+import { type Engine, type EngineOptions, type ForkOptions, type LoadProgress, MoaError, type ProbedModel, createEngine, probe } from "moa-runtime";
 
 import { element } from "./elements.js";
 import { keepPages } from "./keep.js";
@@ -58,12 +58,28 @@ export async function open(options: Partial<EngineOptions> & { label?: string } 
   const { label, ...engine } = options;
   element("loading").hidden = false;
   try {
-    const plan = asked.plan ? { plan: asked.plan } : {};
-    return await createEngine({ model, ...plan, onProgress: (progress) => showProgress(progress, label), ...engine });
+    return await createEngine({ model, ...askedPlan(), onProgress: (progress) => showProgress(progress, label), ...engine });
   } catch (error) {
     failed(error);
     return undefined;
   }
+}
+
+/** Another engine of the same weights, likewise. */
+export async function fork(engine: Engine, options: ForkOptions & { label: string }): Promise<Engine | undefined> {
+  const { label, ...wanted } = options;
+  element("loading-text").textContent = `${label}: getting ready`;
+  element("loading-bar").removeAttribute("value");
+  try {
+    return await engine.fork({ ...askedPlan(), ...wanted });
+  } catch (error) {
+    failed(error);
+    return undefined;
+  }
+}
+
+function askedPlan(): { plan?: string } {
+  return asked.plan ? { plan: asked.plan } : {};
 }
 
 /** Nothing is being loaded any more. */

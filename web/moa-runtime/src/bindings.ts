@@ -8,6 +8,8 @@ export interface NativeOptions {
   prefillChunk?: number;
   defaultLimits?: boolean;
   powerPreference?: "high-performance" | "low-power";
+  /** Keeps keys and values as bytes with a scale for each token and head: half the memory, rounded more coarsely. */
+  int8Kv?: boolean;
 }
 
 /** How the next token is chosen, on the device; temperature 0 is greedy. A seed's draws belong to places of the text. */
@@ -34,6 +36,17 @@ export interface NativeRingCopy {
   free(): void;
 }
 
+/** An engine's weights, for other engines on the same device. */
+export interface NativeWeights {
+  /** Another engine; `finishLoading` makes it ready. */
+  engine(planName: string, planBytes: Uint8Array | undefined, context: number, options?: NativeOptions): Promise<NativeEngine>;
+  /** Why the device was lost, once it is. */
+  lost(): string | undefined;
+  /** Gives their memory back at once. */
+  destroy(): void;
+  free(): void;
+}
+
 /** The engine on ids: one sequence, one device. Await one call before the next. */
 export interface NativeEngine {
   writeShard(index: number, offset: number, bytes: Uint8Array): void;
@@ -42,6 +55,8 @@ export interface NativeEngine {
   /** Takes note of a chunk that was checked and written to its places by the caller. */
   acceptChunk(index: number, offset: number): void;
   finishLoading(): Promise<void>;
+  /** The weights, once every chunk is there. */
+  weights(): NativeWeights;
   /** Takes at most one chunk from the front of `ids`, and says how many. */
   prefill(ids: Uint32Array): Promise<number>;
   /** The next 1..count ids. The last one is not in the cache yet. */
@@ -83,7 +98,7 @@ export interface NativeEngine {
   adapterJson(): string;
   /** Why the device was lost, once it is. */
   lost(): string | undefined;
-  /** Gives the device's memory back at once. */
+  /** Gives the device's memory back at once, but for weights that others hold. */
   destroy(): void;
   free(): void;
 }

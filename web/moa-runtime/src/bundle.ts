@@ -21,16 +21,14 @@ export class Bundle {
   readonly manifest: Manifest;
   readonly #source: Source;
   readonly #store: Store | undefined;
-  readonly #signal: AbortSignal | undefined;
   readonly #files: string[] = [];
 
-  private constructor(location: ModelLocation, source: Source, json: string, store: Store | undefined, signal: AbortSignal | undefined) {
+  private constructor(location: ModelLocation, source: Source, json: string, store: Store | undefined) {
     this.location = location;
     this.manifestJson = json;
     this.manifest = parseManifest(json);
     this.#source = source;
     this.#store = store;
-    this.#signal = signal;
   }
 
   /** Reads the manifest; without a network the one of an earlier load. */
@@ -46,11 +44,11 @@ export class Bundle {
       if (known === undefined) throw error;
       json = known;
     }
-    return new Bundle(location, source, json, store, signal);
+    return new Bundle(location, source, json, store);
   }
 
   /** The plan by name, the bundle's own choice by default; a plan of the caller's own as an object. */
-  async choosePlan(plan: string | object | undefined): Promise<{ name: string; bytes: Uint8Array | undefined }> {
+  async choosePlan(plan: string | object | undefined, signal: AbortSignal | undefined): Promise<{ name: string; bytes: Uint8Array | undefined }> {
     if (typeof plan === "object") {
       const { name } = plan as { name?: unknown };
       return { name: typeof name === "string" ? name : "custom", bytes: new TextEncoder().encode(JSON.stringify(plan)) };
@@ -58,20 +56,20 @@ export class Bundle {
     const { manifest } = this;
     const name = plan ?? manifest.default_plan;
     const entry: PlanEntry | undefined = manifest.plans.find((candidate) => candidate.name === name);
-    if (entry) return { name, bytes: await this.#read(entry) };
+    if (entry) return { name, bytes: await this.#read(entry, signal) };
     if (name === "dense") return { name, bytes: undefined };
     const names = ["dense", ...manifest.plans.map((candidate) => candidate.name)].join(", ");
     throw new MoaError("bad-plan", `the bundle has no plan named "${name}"`, { hint: `its plans are: ${names}` });
   }
 
   /** Tokenizer and chat template, where the bundle has them. */
-  async codec(): Promise<TextCodec | undefined> {
+  async codec(signal: AbortSignal | undefined): Promise<TextCodec | undefined> {
     const { tokenizer, files } = this.manifest;
     if (!tokenizer) return undefined;
     const read = async (name: string) => {
       const entry = files.find((candidate) => candidate.file === name);
       if (!entry) throw new MoaError("bad-manifest", `the manifest cannot be used: ${name} is not among its files`);
-      return new TextDecoder().decode(await this.#read(entry));
+      return new TextDecoder().decode(await this.#read(entry, signal));
     };
     const [model, config] = await Promise.all([read(tokenizer.tokenizer), read(tokenizer.config)]);
     return new TextCodec(model, config);
@@ -87,7 +85,7 @@ export class Bundle {
     await remember(this.#store, record).catch(() => undefined);
   }
 
-  async #read(entry: FileEntry): Promise<Uint8Array> {
+  async #read(entry: FileEntry, signal: AbortSignal | undefined): Promise<Uint8Array> {
     this.#files.push(entry.sha256);
     const kept = await this.#store?.get(contentPath(entry.sha256));
     if (kept) {
@@ -96,7 +94,7 @@ export class Bundle {
     }
     // A file that came damaged is asked for once more, past the caches on the way.
     for (const fresh of [false, true]) {
-      const bytes = await patiently(() => this.#source.read(entry.file, { signal: this.#signal, fresh }), this.#signal);
+      const bytes = await patiently(() => this.#source.read(entry.file, { signal, fresh }), signal);
       if ((await sha256Hex(bytes)) !== entry.sha256) continue;
       await this.#store?.put(contentPath(entry.sha256), bytes).catch(() => undefined);
       return bytes;

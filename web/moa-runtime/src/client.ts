@@ -3,7 +3,7 @@
 import type { TokenLogprob } from "./logprobs.js";
 import { MoaError, throwIfAborted } from "./errors.js";
 import type { LoadProgress } from "./progress.js";
-import { type Answer, LAST_ANSWERS, type LoadedInfo, type LoadRequest, type Port, type Request, type Snapshot } from "./protocol.js";
+import { type Answer, LAST_ANSWERS, type EngineRequest, type LoadedInfo, type ModelRequest, type Port, type Request, type Snapshot } from "./protocol.js";
 import type { FinishReason, GenerateRequest, GenerateStats } from "./session.js";
 
 /** What a stream of tokens yields. */
@@ -39,6 +39,7 @@ export class Client {
       if (answer.kind === "recovering") this.#onRecovery({ reason: answer.reason, progress: answer.progress });
       else this.#listeners.get(answer.id)?.(answer);
     });
+    port.start?.();
   }
 
   /** Fails everything that waits and everything that comes: the worker is gone. */
@@ -48,8 +49,10 @@ export class Client {
     for (const [id, listener] of [...this.#listeners]) listener({ kind: "failed", id, error: error.fields() });
   }
 
+  /** Has the host make an engine: of a model, or of the weights that its port was made for. */
   async load(
-    request: LoadRequest,
+    request: EngineRequest,
+    model: ModelRequest | undefined,
     onProgress: (progress: LoadProgress) => void,
     signal: AbortSignal | undefined,
   ): Promise<LoadedInfo> {
@@ -58,7 +61,7 @@ export class Client {
       this.die(new MoaError("internal", "the engine's worker does not answer", { hint: "is the worker's script on the server?" }));
     }, SILENCE_MS);
     try {
-      for await (const answer of this.#ask({ kind: "load", request }, signal)) {
+      for await (const answer of this.#ask({ kind: "load", request, model }, signal)) {
         clearTimeout(silence);
         if (answer.kind === "progress") onProgress(answer.progress);
         if (answer.kind === "loaded") return answer.info;
@@ -67,6 +70,12 @@ export class Client {
       clearTimeout(silence);
     }
     throw noAnswer();
+  }
+
+  /** Has the host serve another engine of the same weights through `port`. */
+  fork(port: Port, transfer: Transferable[]): void {
+    if (this.#dead) throw this.#dead;
+    this.#port.postMessage({ kind: "fork", id: this.#nextId++, port } satisfies Request, transfer);
   }
 
   /** Streams an answer. Leaving the loop early aborts it. */

@@ -8,10 +8,11 @@ import { Completions } from "./completions.js";
 import type { GpuDeviceLike } from "./device.js";
 import type { LoadReport, Patience } from "./download.js";
 import { MoaError, throwIfAborted } from "./errors.js";
+import { Link } from "./link.js";
 import { requireWebGpu } from "./probe.js";
 import type { LoadProgress } from "./progress.js";
-import { type LoadedInfo, type Port, type Snapshot, localChannel } from "./protocol.js";
-import { type CompletionBackend, type RequestOptions, unsupported } from "./request.js";
+import type { LoadedInfo, ModelRequest, Snapshot } from "./protocol.js";
+import { type CompletionBackend, type RequestOptions, refuseUnknown } from "./request.js";
 import type { GenerateRequest } from "./session.js";
 import { type ModelInput, type ModelLocation, locate } from "./source.js";
 import type { CacheKind } from "./store.js";
@@ -58,6 +59,9 @@ export interface EngineOptions extends NativeOptions {
   patience?: Partial<Patience>;
 }
 
+/** Options of `Engine.fork`; contextLength is the engine's own where it is not given, and the plan the bundle's choice. */
+export type ForkOptions = Pick<EngineOptions, "plan" | "contextLength" | "signal" | "onRecovery" | "turnSnapshotBytes" | "prefillChunk" | "int8Kv">;
+
 /** Options of `Engine.generate`. */
 export interface GenerateOptions extends Sampling {
   /** The whole prompt. Tokens that the engine holds already are not computed again. */
@@ -99,7 +103,7 @@ export interface PlanInfo {
 /** What the engine holds in GPU memory. */
 export interface Memory {
   kv: KvBytes;
-  /** Bytes by purpose, `total` among them. */
+  /** Bytes by purpose, `total` among them. Weights are counted by the engine that loaded them, not by its forks. */
   gpu: Record<string, number>;
   /** Bytes of the copies of earlier turns, beside the total. */
   turnSnapshotBytes: number;
@@ -118,18 +122,30 @@ const SAMPLING: ReadonlySet<string> = new Set([
   "temperature", "topK", "topP", "minP", "seed", "repetitionPenalty", "presencePenalty", "frequencyPenalty",
 ] satisfies (keyof Sampling)[]);
 
+/** Names of `NativeOptions`. */
+const NATIVE = ["prefillChunk", "defaultLimits", "powerPreference", "int8Kv"] as const satisfies readonly (keyof NativeOptions)[];
+/** Names of `ForkOptions`. */
+const FORK = [
+  "plan", "contextLength", "signal", "onRecovery", "turnSnapshotBytes", "prefillChunk", "int8Kv",
+] as const satisfies readonly (keyof ForkOptions)[];
+/** Names of `EngineOptions`. */
+const OPTIONS: ReadonlySet<string> = new Set([
+  ...FORK, ...NATIVE, "model", "onProgress", "cache", "worker", "device", "wasmUrl", "grammarWasmUrl", "patience",
+] satisfies (keyof EngineOptions)[]);
+
 /** The longest context that is declared where nobody asks. */
 export const DEFAULT_CONTEXT = 8192;
 
 /** Loads a bundle. Resolves when every byte was checked and the first token can be asked for. */
 export async function createEngine(options: EngineOptions): Promise<Engine> {
   throwIfAborted(options.signal);
+  refuseUnknown(options, OPTIONS);
   const location = locate(options.model);
   if (options.device && options.worker !== false) {
     throw new MoaError("bad-argument", "`device` needs `worker: false`: a device cannot be sent to a worker");
   }
   // A worker that was given may fail while the manifest is being read.
-  const given = typeof options.worker === "object" ? workerLink(options.worker) : undefined;
+  const given = typeof options.worker === "object" ? Link.toWorker(options.worker) : undefined;
   try {
     return await create(options, location, given);
   } catch (error) {
@@ -151,43 +167,56 @@ async function create(options: EngineOptions, location: ModelLocation, given: Li
   const bundle = await Bundle.open(location, cache, signal);
   const { manifest, manifestJson } = bundle;
   const contextLength = options.contextLength ?? Math.min(manifest.model.max_context, DEFAULT_CONTEXT);
-  const [plan, codec] = await Promise.all([bundle.choosePlan(options.plan), bundle.codec()]);
+  const [plan, codec] = await Promise.all([bundle.choosePlan(options.plan, signal), bundle.codec(signal)]);
   await bundle.note();
 
-  const link = given ?? (await connect(options.worker !== false && typeof Worker !== "undefined"));
+  const link = given ?? (await Link.open(options.worker !== false && typeof Worker !== "undefined"));
+  const model: ModelRequest = {
+    location,
+    manifestJson,
+    shards: manifest.shards,
+    wasmUrl: absolute(options.wasmUrl),
+    grammarWasmUrl: absolute(options.grammarWasmUrl),
+    cache,
+    ...(options.device ? { device: options.device } : {}),
+    patience: options.patience,
+  };
+  const before = (performance.now() - start) / 1000;
+  const told = (progress: LoadProgress) => onProgress({ ...progress, timeElapsed: progress.timeElapsed + before });
+  return await make({ bundle, codec, link }, { ...options, contextLength }, plan, model, told);
+}
+
+/** Has the host at the other end of the link make an engine; the link ends if it cannot. */
+async function make(
+  parts: Pick<EngineParts, "bundle" | "codec" | "link">,
+  options: ForkOptions & NativeOptions & { contextLength: number },
+  plan: { name: string; bytes: Uint8Array | undefined },
+  model: ModelRequest | undefined,
+  onProgress: (progress: LoadProgress) => void,
+): Promise<Engine> {
+  const { link } = parts;
   const client = new Client(link.port, options.onRecovery);
   void link.failure.then((what) => {
     client.die(new MoaError("internal", what, { hint: "are the worker's script and the wasm file on the server?" }));
   });
+  const { contextLength, turnSnapshotBytes, signal } = options;
   try {
-    const { prefillChunk, defaultLimits, powerPreference } = options;
-    const before = (performance.now() - start) / 1000;
     const info = await client.load(
       {
-        location,
-        manifestJson,
-        shards: manifest.shards,
         planName: plan.name,
         planBytes: plan.bytes,
         contextLength,
-        wasmUrl: absolute(options.wasmUrl),
-        grammarWasmUrl: absolute(options.grammarWasmUrl),
-        options: {
-          ...(prefillChunk === undefined ? {} : { prefillChunk }),
-          ...(defaultLimits === undefined ? {} : { defaultLimits }),
-          ...(powerPreference === undefined ? {} : { powerPreference }),
-        },
-        cache,
-        ...(options.device ? { device: options.device } : {}),
-        turnSnapshotBytes: options.turnSnapshotBytes,
-        patience: options.patience,
+        options: Object.fromEntries(NATIVE.map((name) => [name, options[name]]).filter(([, value]) => value !== undefined)) as NativeOptions,
+        turnSnapshotBytes,
       },
-      (progress) => onProgress({ ...progress, timeElapsed: progress.timeElapsed + before }),
+      model,
+      onProgress,
       signal,
     );
-    return new Engine({ client, end: link.end, modelName: manifest.name, stopIds: manifest.model.eos, planName: plan.name, codec, info });
+    return new Engine({ ...parts, client, planName: plan.name, info });
   } catch (error) {
-    link.end();
+    // Where others stay at that place, an engine that was ready just then must go by itself.
+    if (!link.end()) void client.unload(MoaError.from(error)).finally(() => link.close());
     throw error;
   }
 }
@@ -196,43 +225,13 @@ function absolute(url: string | URL | undefined): string | undefined {
   return url === undefined ? undefined : new URL(url, globalThis.location?.href).href;
 }
 
-/** A way to a host: in a worker, or in this thread. */
-interface Link {
-  port: Port;
-  /** Resolves when the host is gone, with what is known of it. */
-  failure: Promise<string>;
-  /** Ends the worker, and returns whether there was one. */
-  end(): boolean;
-}
-
-async function connect(worker: boolean): Promise<Link> {
-  if (worker) return workerLink(new Worker(new URL("./worker.js", import.meta.url), { type: "module", name: "moa-runtime" }));
-  const { attachWorkerHandler } = await import("./handler.js");
-  const [near, far] = localChannel();
-  attachWorkerHandler(far);
-  return { port: near, failure: new Promise(() => undefined), end: () => false };
-}
-
-function workerLink(worker: Worker): Link {
-  const failure = new Promise<string>((resolve) => {
-    worker.addEventListener("error", () => resolve("the engine's worker could not be started or has failed"));
-    worker.addEventListener("messageerror", () => resolve("a message of the engine's worker could not be read"));
-  });
-  const end = () => {
-    worker.terminate();
-    return true;
-  };
-  return { port: worker, failure, end };
-}
-
 /** What an `Engine` is made of. */
 interface EngineParts {
-  client: Client;
-  end: () => boolean;
-  modelName: string;
-  stopIds: readonly number[];
-  planName: string;
+  bundle: Bundle;
   codec: TextCodec | undefined;
+  link: Link;
+  client: Client;
+  planName: string;
   info: LoadedInfo;
 }
 
@@ -249,12 +248,16 @@ export class Engine {
   /** Raw text, without a chat template. */
   readonly completions: Completions;
   readonly #parts: EngineParts;
+  readonly #stopIds: readonly number[];
   #turnSnapshotBytes = 0;
+  #unloading: Promise<void> | undefined;
 
   /** Use `createEngine`. @internal */
   constructor(parts: EngineParts) {
-    const { info, codec, modelName, stopIds } = parts;
+    const { info, codec, bundle } = parts;
+    const { name: modelName, model: { eos: stopIds } } = bundle.manifest;
     this.#parts = parts;
+    this.#stopIds = stopIds;
     this.modelName = modelName;
     this.contextLength = info.contextLength;
     this.adapter = JSON.parse(info.adapterJson) as Adapter;
@@ -266,10 +269,9 @@ export class Engine {
 
   /** Streams token ids. Greedy unless `temperature` is given. Leaving the loop stops the engine. */
   generate(options: GenerateOptions): AsyncIterable<TokenEvent> {
-    const { ids, maxTokens = Infinity, stopIds = this.#parts.stopIds, signal, logprobs, ...others } = options;
+    const { ids, maxTokens = Infinity, stopIds = this.#stopIds, signal, logprobs, ...others } = options;
+    refuseUnknown(others, SAMPLING);
     const given = Object.entries(others).filter(([, value]) => value !== undefined);
-    const unknown = given.find(([name]) => !SAMPLING.has(name));
-    if (unknown) throw unsupported(unknown[0]);
     return this.#run({ ids: [...ids], maxTokens, stopIds, sampling: Object.fromEntries(given), logprobs }, signal);
   }
 
@@ -318,17 +320,36 @@ export class Engine {
     return this.#parts.client.restore(snapshot, options.signal);
   }
 
-  /** Frees the GPU's memory and ends the worker. What still runs fails with `unloaded`. */
-  async unload(): Promise<void> {
-    const { client, end } = this.#parts;
-    const gone = new MoaError("unloaded", "the engine was unloaded");
-    // A worker's device and buffers go with it.
-    if (end()) client.die(gone);
-    else await client.unload(gone);
+  /**
+   * Another engine of the same model that reads the same weights on the same device, under a plan and at a context of its
+   * own: nothing is fetched, and only its keys, values and scratch take memory. It runs beside this one, in the same worker, and
+   * stays when this one is unloaded. Memory beyond what the device was asked for throws `limits`: make the larger engine first.
+   */
+  async fork(options: ForkOptions = {}): Promise<Engine> {
+    refuseUnknown(options, new Set<string>(FORK));
+    const { bundle, codec, client, link } = this.#parts;
+    const plan = await bundle.choosePlan(options.plan, options.signal);
+    const fork = link.fork((port, transfer) => client.fork(port, transfer));
+    const contextLength = options.contextLength ?? this.contextLength;
+    return await make({ bundle, codec, link: fork }, { ...options, contextLength }, plan, undefined, () => undefined);
+  }
+
+  /** Frees the GPU's memory, but for weights that forks read, and ends the worker with its last engine. What still runs fails with `unloaded`. */
+  unload(): Promise<void> {
+    return (this.#unloading ??= this.#unload());
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.unload();
+  }
+
+  async #unload(): Promise<void> {
+    const { client, link } = this.#parts;
+    const gone = new MoaError("unloaded", "the engine was unloaded");
+    // A worker's device and buffers go with it.
+    if (link.end()) return client.die(gone);
+    await client.unload(gone);
+    link.close();
   }
 
   async *#run(request: GenerateRequest, signal: AbortSignal | undefined): AsyncGenerator<TokenEvent, void, void> {

@@ -6,19 +6,20 @@
 
 import type { NativeModule } from "./bindings.js";
 import { MoaError, throwIfAborted } from "./errors.js";
-import { Grammars } from "./grammar.js";
+import { Family, type Member } from "./family.js";
 import { sha256Hex } from "./hash.js";
-import { type Loaded, discard, loadEngine } from "./loading.js";
-import type { Answer, LoadedInfo, LoadRequest, Port, Request } from "./protocol.js";
+import type { LoadProgress } from "./progress.js";
+import type { Answer, EngineRequest, LoadedInfo, ModelRequest, Port, Request } from "./protocol.js";
 import { type GenerateRequest, Session } from "./session.js";
 
 /** Starts the wasm module; `wasmUrl` where it does not lie beside its script. */
 export type StartModule = (wasmUrl: string | undefined) => Promise<NativeModule>;
 
-/** Serves requests that come through `port`. */
-export function attachHost(port: Port, startModule: StartModule): void {
-  const host = new Host(port, startModule);
+/** Serves requests that come through `port`: for an engine of `family`, or of a model that it names. */
+export function attachHost(port: Port, startModule: StartModule, family?: Family): void {
+  const host = new Host(port, startModule, family);
   port.addEventListener("message", (event) => host.receive(event.data as Request));
+  port.start?.();
 }
 
 /** Tokens that may be on their way to a reader that has not asked for them: half of what can be taken back exactly. */
@@ -28,7 +29,7 @@ const MOST_RECOVERIES = 3;
 /** A device's other errors may come a little before the word that it is lost. */
 const LOSS_MS = 50;
 
-type Work = Exclude<Request, { kind: "abort" | "taken" }>;
+type Work = Exclude<Request, { kind: "abort" | "taken" | "fork" }>;
 
 /** A request that runs. */
 interface Running {
@@ -37,13 +38,17 @@ interface Running {
   wake: (() => void) | undefined;
 }
 
-interface Ready extends Loaded {
-  module: NativeModule;
-  request: LoadRequest;
+interface Ready extends Member {
+  family: Family;
+  request: EngineRequest;
   session: Session;
-  grammars: Grammars;
   /** Hash of what a snapshot of it belongs to. */
   of: string;
+}
+
+/** What an engine was before its device was lost. */
+interface Lost extends Pick<Ready, "family" | "request" | "of"> {
+  loss: MoaError;
 }
 
 class Host {
@@ -52,11 +57,14 @@ class Host {
   readonly #running = new Map<number, Running>();
   /** Ends when all earlier requests have: an engine is one sequence. */
   #queue: Promise<void> = Promise.resolve();
+  #family: Family | undefined;
   #ready: Ready | undefined;
+  #lost: Lost | undefined;
 
-  constructor(port: Port, startModule: StartModule) {
+  constructor(port: Port, startModule: StartModule, family: Family | undefined) {
     this.#port = port;
     this.#startModule = startModule;
+    this.#family = family;
   }
 
   receive(request: Request): void {
@@ -72,6 +80,7 @@ class Host {
       running.wake?.();
       return;
     }
+    if (request.kind === "fork") return attachHost(request.port, this.#startModule, this.#family);
     const started: Running = { controller: new AbortController(), unread: 0, wake: undefined };
     this.#running.set(request.id, started);
     this.#queue = this.#queue.then(async () => {
@@ -90,7 +99,7 @@ class Host {
     const { signal } = running.controller;
     switch (request.kind) {
       case "load": {
-        const info = await this.#load(id, request.request, signal);
+        const info = await this.#load(id, request.request, request.model, signal);
         return this.#post({ kind: "loaded", id, info });
       }
       case "generate":
@@ -116,32 +125,29 @@ class Host {
       case "unload": {
         if (this.#ready) {
           this.#ready.session.close();
-          discard(this.#ready.engine, this.#ready.tap);
+          this.#ready.home.leave(this.#ready.engine);
         }
-        this.#ready = undefined;
+        this.#ready = this.#lost = this.#family = undefined;
         return this.#post({ kind: "done", id });
       }
     }
   }
 
-  async #load(id: number, request: LoadRequest, signal: AbortSignal): Promise<LoadedInfo> {
+  async #load(id: number, request: EngineRequest, model: ModelRequest | undefined, signal: AbortSignal): Promise<LoadedInfo> {
     this.#post({ kind: "hello", id });
-    if (this.#ready) throw new MoaError("bad-argument", "this worker holds an engine already");
-    const module = await this.#startModule(request.wasmUrl);
+    if (this.#ready || (this.#family && model)) throw new MoaError("bad-argument", "this worker holds an engine already");
+    const family = this.#family ?? (model && new Family(await this.#startModule(model.wasmUrl), model));
+    if (!family) throw new MoaError("unloaded", "the engine is not loaded");
     throwIfAborted(signal);
-    const loaded = await loadEngine(module, request, (progress) => this.#post({ kind: "progress", id, progress }), signal);
-    const { engine, report } = loaded;
+    const member = await family.join(request, (progress) => this.#post({ kind: "progress", id, progress }), signal);
+    const { engine, report } = member;
     const spansJson = engine.spansJson();
     const kvBytesJson = engine.kvBytes();
-    const of = await sha256Hex(new TextEncoder().encode(`${request.manifestJson}\n${spansJson}`));
+    const rings = request.options.int8Kv ? `${spansJson}\nint8` : spansJson;
+    const of = await sha256Hex(new TextEncoder().encode(`${family.model.manifestJson}\n${rings}`));
     const turnSnapshotBytes = request.turnSnapshotBytes ?? 2 * (JSON.parse(kvBytesJson) as { cache: number }).cache;
-    const grammars = new Grammars(request.grammarWasmUrl);
-    this.#ready = {
-      ...loaded, module, of,
-      request: { ...request, turnSnapshotBytes },
-      grammars,
-      session: new Session(engine, module.maxDecodeBatch(), turnSnapshotBytes, grammars),
-    };
+    this.#family = family;
+    this.#ready = this.#made(family, { ...request, turnSnapshotBytes }, member, of);
     return {
       contextLength: engine.context,
       kvBytesJson,
@@ -152,6 +158,11 @@ class Host {
       adapterJson: engine.adapterJson(),
       report,
     };
+  }
+
+  #made(family: Family, request: EngineRequest, member: Member, of: string): Ready {
+    const session = new Session(member.engine, family.module.maxDecodeBatch(), request.turnSnapshotBytes, family.grammars);
+    return { ...member, family, request, session, of };
   }
 
   async #generate(id: number, request: GenerateRequest, running: Running): Promise<void> {
@@ -187,13 +198,16 @@ class Host {
   /** Does the work, and does it again on a new device when the device is lost under it. */
   async #recovering<T>(id: number, signal: AbortSignal, work: (session: Session) => Promise<T>): Promise<T> {
     for (let losses = 0; ; ) {
+      if (this.#lost) await this.#replace(id, this.#lost, signal);
+      const { session, family } = this.#loaded();
       try {
-        const { session } = this.#loaded();
         return await this.#telling(() => work(session));
       } catch (error) {
-        const typed = MoaError.from(error);
-        if (typed.code !== "device-lost" || ++losses > MOST_RECOVERIES) throw typed;
-        await this.#reload(id, typed, signal);
+        const loss = MoaError.from(error);
+        if (loss.code !== "device-lost" || ++losses > MOST_RECOVERIES) throw loss;
+        // A device that was lent is its owner's to replace.
+        if (family.model.device) throw new MoaError("device-lost", loss.message, { hint: "create another engine with a new device", cause: loss });
+        this.#lose(loss);
       }
     }
   }
@@ -213,29 +227,27 @@ class Host {
     }
   }
 
-  async #reload(id: number, loss: MoaError, signal: AbortSignal): Promise<void> {
-    const ready = this.#loaded();
-    const gone = (cause: unknown) =>
-      new MoaError("device-lost", `${loss.message}; and it could not be replaced: ${MoaError.from(cause).message}`, {
-        hint: "load the model again", cause,
-      });
-    // A device that was lent is its owner's to replace.
-    if (ready.request.device) throw new MoaError("device-lost", loss.message, { hint: "create another engine with a new device", cause: loss });
-    this.#post({ kind: "recovering", id, reason: loss.message, progress: undefined });
-    ready.session.close();
-    discard(ready.engine, ready.tap);
+  /** Lets go of an engine whose device is gone. */
+  #lose(loss: MoaError): void {
+    const { family, request, of, session, home, engine } = this.#loaded();
+    session.close();
+    home.leave(engine);
+    this.#ready = undefined;
+    this.#lost = { family, request, of, loss };
+  }
+
+  /** Makes the engine anew. If that is aborted, the next request tries again. */
+  async #replace(id: number, { family, request, of, loss }: Lost, signal: AbortSignal): Promise<void> {
+    const recovering = (progress: LoadProgress | undefined) => this.#post({ kind: "recovering", id, reason: loss.message, progress });
+    recovering(undefined);
     try {
-      const again = await loadEngine(
-        ready.module, ready.request,
-        (progress) => this.#post({ kind: "recovering", id, reason: loss.message, progress }),
-        signal,
-      );
-      const session = new Session(again.engine, ready.module.maxDecodeBatch(), ready.request.turnSnapshotBytes, ready.grammars);
-      this.#ready = { ...ready, ...again, session };
+      this.#ready = this.#made(family, request, await family.join(request, recovering, signal), of);
+      this.#lost = undefined;
     } catch (error) {
-      this.#ready = undefined;
-      const typed = MoaError.from(error);
-      throw typed.code === "aborted" ? typed : gone(typed);
+      const cause = MoaError.from(error);
+      if (cause.code === "aborted") throw cause;
+      this.#lost = undefined;
+      throw new MoaError("device-lost", `${loss.message}; and it could not be replaced: ${cause.message}`, { hint: "load the model again", cause });
     }
   }
 

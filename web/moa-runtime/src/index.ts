@@ -35,6 +35,7 @@ export type { LoadReport, Patience } from "./download.js";
 export type {
   Adapter,
   EngineOptions,
+  ForkOptions,
   GenerateOptions,
   KvBytes,
   Memory,

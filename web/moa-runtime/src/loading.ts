@@ -6,7 +6,7 @@ import { type LoadReport, downloadShards } from "./download.js";
 import { throwIfAborted } from "./errors.js";
 import type { LoadProgress } from "./progress.js";
 import { ProgressMeter } from "./progress.js";
-import type { LoadRequest } from "./protocol.js";
+import type { EngineRequest, ModelRequest } from "./protocol.js";
 import { openSource } from "./source.js";
 import { openStore } from "./store.js";
 
@@ -20,11 +20,13 @@ export interface Loaded {
 /** Makes the engine while the first bytes come, and resolves when every byte was checked and uploaded. */
 export async function loadEngine(
   module: NativeModule,
-  request: LoadRequest,
+  model: ModelRequest,
+  wanted: EngineRequest,
   onProgress: (progress: LoadProgress) => void,
   signal: AbortSignal,
 ): Promise<Loaded> {
-  const { shards, manifestJson, planName, planBytes, contextLength, options, device } = request;
+  const { shards, manifestJson, device } = model;
+  const { planName, planBytes, contextLength, options } = wanted;
   const total = shards.reduce((sum, shard) => sum + shard.bytes, 0);
   const meter = new ProgressMeter(total, onProgress);
   meter.at("device", 0);
@@ -36,7 +38,7 @@ export async function loadEngine(
   // An engine that cannot be made ends the download.
   making.catch(() => failed.abort());
   try {
-    const [{ source }, store] = await Promise.all([openSource(request.location), openStore(request.cache)]);
+    const [{ source }, store] = await Promise.all([openSource(model.location), openStore(model.cache)]);
     const report = await downloadShards({
       shards,
       chunkBytes: module.chunkBytes(),
@@ -49,7 +51,7 @@ export async function loadEngine(
       },
       onBytes: (loaded, report) => meter.at("download", loaded, report),
       signal: AbortSignal.any([signal, failed.signal]),
-      ...(request.patience ? { patience: request.patience } : {}),
+      ...(model.patience ? { patience: model.patience } : {}),
     });
     const [engine, tap] = await making;
     meter.at("warmup", total, report);
@@ -59,10 +61,11 @@ export async function loadEngine(
     return { engine, tap, report };
   } catch (error) {
     meter.end();
+    // An engine that was made all the same, or will be, is not wanted any more.
+    void making.then(([engine, tap]) => discard(engine, tap), () => undefined);
     throwIfAborted(signal);
     // If it was the engine that could not be made, its reason is the one to tell.
-    const [engine, tap] = await making;
-    discard(engine, tap);
+    await making;
     throw error;
   }
 }

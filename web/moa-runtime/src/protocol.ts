@@ -10,22 +10,26 @@ import type { FinishReason, GenerateRequest, GenerateStats, SavedRings } from ".
 import type { ModelLocation } from "./source.js";
 import type { CacheKind } from "./store.js";
 
-/** Everything that the worker needs to load a model, and to load it again when the device is lost. */
-export interface LoadRequest {
-  location: ModelLocation;
-  manifestJson: string;
-  shards: readonly Shard[];
+/** What one engine is to be: a plan at a context. */
+export interface EngineRequest {
   planName: string;
   planBytes: Uint8Array | undefined;
   contextLength: number;
+  options: NativeOptions;
+  /** GPU bytes for copies of earlier turns; by default twice as many as the KV cache has. */
+  turnSnapshotBytes: number | undefined;
+}
+
+/** A model's weights, and everything that the worker needs to load them, and to load them again when the device is lost. */
+export interface ModelRequest {
+  location: ModelLocation;
+  manifestJson: string;
+  shards: readonly Shard[];
   wasmUrl: string | undefined;
   grammarWasmUrl: string | undefined;
-  options: NativeOptions;
   cache: CacheKind | undefined;
   /** Only where page and engine share a thread: devices cannot be posted. */
   device?: GpuDeviceLike | undefined;
-  /** GPU bytes for copies of earlier turns; by default twice as many as the KV cache has. */
-  turnSnapshotBytes: number | undefined;
   patience?: Partial<Patience> | undefined;
 }
 
@@ -50,7 +54,8 @@ export interface Snapshot extends SavedRings {
 
 /** From the page. `id` names the request that answers refer to. */
 export type Request =
-  | { kind: "load"; id: number; request: LoadRequest }
+  /** Makes the engine of this port; without a model, of the weights that the port was made for. */
+  | { kind: "load"; id: number; request: EngineRequest; model?: ModelRequest | undefined }
   | { kind: "generate"; id: number; request: GenerateRequest }
   | { kind: "logits"; id: number; ids: readonly number[] }
   | { kind: "snapshot"; id: number }
@@ -59,7 +64,9 @@ export type Request =
   /** The reader of the stream `id` has taken so many tokens. */
   | { kind: "taken"; id: number; tokens: number }
   /** Stops the request of this id; it then fails with `aborted`. */
-  | { kind: "abort"; id: number };
+  | { kind: "abort"; id: number }
+  /** From now on another engine of the same weights is served through `port`. */
+  | { kind: "fork"; id: number; port: Port };
 
 /** From the worker. */
 export type Answer =
@@ -84,6 +91,9 @@ export const LAST_ANSWERS: ReadonlySet<Answer["kind"]> = new Set(["loaded", "fin
 export interface Port {
   postMessage(message: unknown, transfer?: Transferable[]): void;
   addEventListener(type: "message", listener: (event: MessageEvent) => void): void;
+  /** A `MessagePort` waits for it. */
+  start?(): void;
+  close?(): void;
 }
 
 /** A channel within one thread. Nothing is copied: neither side may change what it has sent. */

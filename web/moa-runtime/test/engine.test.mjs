@@ -90,12 +90,12 @@ async function create(t, { files = {}, answer, root, fault, ...options } = {}) {
 
 test("the bundle's own plan and context are the default", async (t) => {
   const { engine, worker } = await create(t);
-  const { request } = worker.requests[0];
+  const { request, model } = worker.requests[0];
   assert.equal(request.planName, "half");
   assert.deepEqual(Buffer.from(request.planBytes), planBytes);
   assert.equal(request.contextLength, 512);
-  assert.deepEqual(request.shards, manifest.shards);
-  assert.deepEqual(request.location, { kind: "url", url: "http://bundle.test/b/manifest.json" });
+  assert.deepEqual(model.shards, manifest.shards);
+  assert.deepEqual(model.location, { kind: "url", url: "http://bundle.test/b/manifest.json" });
   assert.deepEqual(engine.plan(), { name: "half", kvDensity: 0.5, sink: 0, spans: [[64]], slack: 64, json: "{}" });
   await engine.unload();
   assert.ok(worker.terminated);

@@ -74,6 +74,17 @@ export class FakeEngine {
     throw new Error("no buffer was caught");
   }
   async finishLoading() {}
+  /** Engines that others are to get of these weights. */
+  forks = [];
+  weightsGone = false;
+  weights() {
+    return {
+      lost: () => this.lostReason,
+      engine: async () => this.forks.shift() ?? Promise.reject(typed("out-of-memory", "no room")),
+      destroy: () => (this.weightsGone = true),
+      free() {},
+    };
+  }
   async prefill(ids) {
     await this.beforeStep("prefill");
     this.#alive();

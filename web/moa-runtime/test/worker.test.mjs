@@ -24,7 +24,8 @@ async function connect(t, engine = new FakeEngine(), ...spares) {
   port1.start();
   const location = { kind: "url", url: "http://bundle.test/manifest.json" };
   const load = (signal) => client.load(
-    { location, manifestJson: "{}", shards, planName: "p", planBytes: undefined, contextLength: 256, wasmUrl: undefined, options: {}, cache: undefined },
+    { planName: "p", planBytes: undefined, contextLength: 256, options: {} },
+    { location, manifestJson: "{}", shards, wasmUrl: undefined, cache: undefined },
     (progress) => engine.progress?.push(progress),
     signal,
   );
@@ -153,6 +154,16 @@ test("a device that is lost between requests, or under logits, is replaced as we
   first.lostReason = "gone overnight";
   assert.equal((await client.logits(prompt)).length, 1009);
   assert.deepEqual(await collect(client.generate(request(prompt))), continuation(prompt, 8));
+});
+
+test("an abort while a lost device is replaced ends its request alone", async (t) => {
+  const controller = new AbortController();
+  const slow = Object.assign(new FakeEngine(), { finishLoading: async () => { controller.abort(); await new Promise((resolve) => setTimeout(resolve, 20)); } });
+  const { client, load } = await connect(t, mortal(2), slow, new FakeEngine());
+  await load();
+  await assert.rejects(collect(client.generate(request(prompt, 50), controller.signal)), { code: "aborted" });
+  assert.deepEqual(await collect(client.generate(request(prompt))), continuation(prompt, 8));
+  assert.ok(slow.freed);
 });
 
 test("devices that are lost again and again, or cannot be had, end with a typed error", async (t) => {
