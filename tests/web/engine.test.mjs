@@ -221,6 +221,38 @@ test("an answer follows a JSON schema, greedily, by chance and streamed; one mod
   assert.deepEqual(fetched, ["/harness/moa_grammar_bg.wasm"]);
 });
 
+test("a JSON answer goes on in its grammar when the device is lost in the middle of it", { timeout: 300_000 }, async () => {
+  const result = await page.evaluate(async ([model, plan]) => {
+    let device;
+    const { requestDevice } = GPUAdapter.prototype;
+    GPUAdapter.prototype.requestDevice = async function (...args) { return (device = await requestDevice.apply(this, args)); };
+    const schema = { type: "object", additionalProperties: false, required: ["country", "coastal"], properties: { country: { enum: ["France", "Peru"] }, coastal: { type: "boolean" } } };
+    const request = {
+      messages: [{ role: "user", content: "Describe Paris as JSON." }], max_tokens: 40, temperature: 0,
+      response_format: { type: "json_schema", json_schema: { schema } },
+    };
+    const mortal = await moa.createEngine({ model, plan, contextLength: 1024, worker: false });
+    let text = "";
+    let done = false;
+    let recoveries;
+    for await (const chunk of await mortal.chat.completions.create({ ...request, stream: true, stream_options: { include_usage: true } })) {
+      text += chunk.choices[0]?.delta.content ?? "";
+      if (text.length > 8 && !done) {
+        done = true;
+        device.destroy();
+      }
+      recoveries = chunk.usage?.extra.recoveries;
+    }
+    GPUAdapter.prototype.requestDevice = requestDevice;
+    await mortal.unload();
+    return { text, recoveries, undisturbed: (await engine.chat.completions.create(request)).choices[0].message.content };
+  }, [`${server.url}/manifest.json`, plan]);
+  console.log(result.text);
+  assert.equal(result.recoveries, 1);
+  assert.equal(result.text, result.undisturbed);
+  assert.deepEqual(Object.keys(JSON.parse(result.text)), ["country", "coastal"]);
+});
+
 test("a second turn after a document of 1,800 tokens prefills only its own tokens, and gives what a fresh prefill gives", { timeout: 900_000 }, async () => {
   const result = await page.evaluate(async ([model, text]) => {
     const options = { model, contextLength: 2048 };

@@ -12,8 +12,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { FLAGS } from "../../web/chromium.mjs";
-import { launch, openPage, required } from "./browser.mjs";
-import { start } from "./harness.mjs";
+import { launch, required } from "./browser.mjs";
+import { openHarness, start } from "./harness.mjs";
 
 /** Loads of each kind. */
 const LOADS = 3;
@@ -43,13 +43,13 @@ const server = await start(undefined, (request, response, path) => {
 
 const processes = () => readdirSync("/proc").filter((name) => /^\d+$/.test(name));
 
-/** Resident MiB of the page's process: the largest renderer that is not among `others`. */
-function resident(others) {
+/** Resident MiB of the largest process of a type that is not among `others`; the page's is a renderer. */
+function resident(others, type = "renderer") {
   let most = 0;
   for (const pid of processes()) {
     if (others.has(pid)) continue;
     try {
-      if (!readFileSync(`/proc/${pid}/cmdline`, "latin1").includes("--type=renderer")) continue;
+      if (!readFileSync(`/proc/${pid}/cmdline`, "latin1").includes(`--type=${type}`)) continue;
       const kib = Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))[1]);
       most = Math.max(most, kib / 1024);
     } catch {
@@ -95,9 +95,31 @@ for (let round = 0; round < LOADS; round++) {
 }
 console.table(rows);
 
+/** Dense and twice the bundle's plan at 4,096 tokens, an engine each or forks of one. A software GPU's memory is its process's. */
+async function threePlans(how) {
+  const others = new Set(processes());
+  const browser = await launch();
+  const page = await openHarness(browser, server);
+  const told = await page.evaluate(async ([model, how]) => {
+    const options = { contextLength: 4096 };
+    const start = performance.now();
+    const engines = [await moa.createEngine({ model, plan: "dense", ...options })];
+    const first = performance.now() - start;
+    for (let more = 0; more < 2; more++) engines.push(how === "forks" ? await engines[0].fork(options) : await moa.createEngine({ model, ...options }));
+    const sum = (bytes) => engines.reduce((all, engine) => all + bytes(engine.memory()), 0) / 2 ** 20;
+    return { first, all: performance.now() - start, weights: sum(({ gpu }) => gpu.weights ?? 0), total: sum(({ gpu }) => gpu.total) };
+  }, [`${server.url}/manifest.json`, how]);
+  const gpu = resident(others, "gpu-process");
+  await browser.close();
+  return {
+    "three plans": how, "first ready, s": (told.first / 1000).toFixed(2), "all ready, s": (told.all / 1000).toFixed(2),
+    "weights, MiB": told.weights.toFixed(1), "all buffers, MiB": told.total.toFixed(1), "GPU process, MiB": gpu.toFixed(0),
+  };
+}
+console.table([await threePlans("engines"), await threePlans("forks")]);
+
 const browser = await launch();
-const page = await openPage(browser, `${server.url}/harness/`);
-await page.waitForFunction(() => globalThis.moa);
+const page = await openHarness(browser, server);
 await page.evaluate(async (model) => (globalThis.engine = await moa.createEngine({ model, contextLength: 1024 })), `${server.url}/manifest.json`);
 const aborts = await page.evaluate(async () => {
   const words = "the whale and the sea ".repeat(60);

@@ -115,7 +115,8 @@ function describe(logprobs: readonly TokenLogprob[], codec: TextCodec, start: nu
   for (const { id, logprob, top } of logprobs) {
     described.tokens.push(text(id));
     described.token_logprobs.push(logprob);
-    described.top_logprobs.push(Object.fromEntries(top.map((one) => [text(one.id), one.logprob])));
+    // Of tokens with the same text, such as pieces of characters, the likeliest stands.
+    described.top_logprobs.push(Object.fromEntries([...top].reverse().map((one) => [text(one.id), one.logprob])));
     described.text_offset.push(offset);
     offset += text(id).length;
   }

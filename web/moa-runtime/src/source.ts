@@ -185,7 +185,12 @@ class WebSource implements Source {
 function networkError(url: string, error: unknown, signal: AbortSignal | undefined): MoaError {
   if (signal?.aborted) return new MoaError("aborted", "the request was aborted", { cause: signal.reason });
   const reason = error instanceof Error ? error.message : String(error);
-  return new FetchError(`${url} could not be fetched: ${reason}`, { retry: true, cause: error });
+  // Browsers do not say why, lest pages learn of servers that are not theirs.
+  const elsewhere = globalThis.location !== undefined && new URL(url).origin !== globalThis.location.origin;
+  return new FetchError(`${url} could not be fetched: ${reason}`, {
+    retry: true, cause: error,
+    ...(elsewhere ? { hint: "is the server there, and does it let pages of other origins in (Access-Control-Allow-Origin)?" } : {}),
+  });
 }
 
 /** Files that are blobs: nothing that fails once works later. */
