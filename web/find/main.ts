@@ -40,10 +40,11 @@ async function start(): Promise<void> {
   offerContexts(LENGTHS.filter((length) => length <= model.maxContext), context);
   element("length").textContent = `about ${count(Math.round(context / 100) * 100)}`;
 
-  // One set of weights for all three. The dense engine comes first: it asks most of the device.
-  const dense = await open({ contextLength: context, label: "Dense", plan: "dense" });
-  const moa = dense && (await fork(dense, { label: "MoA" }));
-  const uniform = moa && (await fork(dense, { label: "Uniform window", plan: uniformLike(moa.plan(), context) }));
+  // One set of weights for all three. The dense engine comes first: it asks most of the device. No question is asked twice.
+  const options = { contextLength: context, turnSnapshotBytes: 0 };
+  const dense = await open({ ...options, label: "Dense", plan: "dense" });
+  const moa = dense && (await fork(dense, { ...options, label: "MoA" }));
+  const uniform = moa && (await fork(dense, { ...options, label: "Uniform window", plan: uniformLike(moa.plan(), context) }));
   if (!uniform) return;
   await book();
   loaded();

@@ -90,6 +90,10 @@ fn bundle(workspace: &Workspace, compiler: &Path, out: &Path, options: &Options)
             .run()
             .is_ok()
     {
+        println!(
+            "the bundle in {} is kept as it is; for other densities or another context choose another folder",
+            out.display()
+        );
         return Ok(());
     }
     ensure!(

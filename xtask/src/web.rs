@@ -18,7 +18,7 @@ pub(crate) fn build(workspace: &Workspace, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Type checks, unit tests, and what others would get of the package; needs the package compiled.
+/// Type checks, unit tests, the API's reference, and what others would get of the package; needs the package compiled.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let sh = &workspace.shell;
     cmd!(
@@ -27,6 +27,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     )
     .run()?;
     cmd!(sh, "npm run --silent --workspace moa-runtime test").run()?;
+    cmd!(sh, "npm run --silent --workspace moa-runtime docs").run()?;
     cmd!(sh, "npm run --silent --workspace moa-runtime check-package").run()?;
     Ok(())
 }

@@ -39,7 +39,8 @@ export interface AiSdkUsage {
   outputTokens: { total: number; text: number; reasoning: undefined };
 }
 
-interface Finish {
+/** Why an answer ended, in the provider's words. */
+export interface Finish {
   unified: FinishReason;
   raw: FinishReason;
 }

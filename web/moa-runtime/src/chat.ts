@@ -102,6 +102,7 @@ const SUPPORTED: ReadonlySet<string> = new Set([
 export class ChatCompletions {
   readonly #backend: CompletionBackend;
 
+  /** An engine makes it. @internal */
   constructor(backend: CompletionBackend) {
     this.#backend = backend;
   }

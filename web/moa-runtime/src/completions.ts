@@ -57,6 +57,7 @@ const SUPPORTED: ReadonlySet<string> = new Set([...BASE_OPTIONS, "prompt", "logp
 export class Completions {
   readonly #backend: CompletionBackend;
 
+  /** An engine makes it. @internal */
   constructor(backend: CompletionBackend) {
     this.#backend = backend;
   }

@@ -80,7 +80,7 @@ export class MoaError extends Error {
     return new MoaError("internal", String(thrown));
   }
 
-  /** The fields that survive `postMessage`. */
+  /** The fields that survive `postMessage`. @internal */
   fields(): ErrorFields {
     return { code: this.code, message: this.message, hint: this.hint };
   }

@@ -45,7 +45,7 @@ export { createEngine, Engine } from "./engine.js";
 export type { MoaErrorCode } from "./errors.js";
 export { MOA_ERROR_CODES, MoaError } from "./errors.js";
 export type { TokenLogprob } from "./logprobs.js";
-export type { Manifest, PlanEntry, PlanFigures } from "./manifest.js";
+export type { FileEntry, Manifest, PlanEntry, PlanFigures } from "./manifest.js";
 export type { Probe, ProbedContext, ProbedModel } from "./probe.js";
 export { probe } from "./probe.js";
 export type { LoadPhase, LoadProgress } from "./progress.js";

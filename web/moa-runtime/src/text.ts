@@ -46,7 +46,7 @@ export class TextCodec {
     }
   }
 
-  /** Every token's bytes, for grammars; made on the first call. */
+  /** Every token's bytes, for grammars; made on the first call. @internal */
   vocabulary(): TokenTable {
     return (this.#vocabulary ??= tokenTable(this.#model));
   }

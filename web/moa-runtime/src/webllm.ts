@@ -29,14 +29,16 @@ export type WebLlmChunk = Omit<ChatCompletionChunk, "choices"> & {
 };
 
 /** WebLLM's request types promise more than this engine does: what it cannot do throws. */
-type Loose<R> = Omit<R, "messages" | "n" | "response_format"> & { messages: readonly object[]; n?: number | null; response_format?: object | null };
+export type Loose<R> = Omit<R, "messages" | "n" | "response_format"> & { messages: readonly object[]; n?: number | null; response_format?: object | null };
 
-interface ChatCreate {
+/** `chat.completions.create`. */
+export interface ChatCreate {
   (request: Loose<ChatStreamRequest>): Promise<AsyncIterable<WebLlmChunk>>;
   (request: Loose<ChatRequest>): Promise<ChatCompletion>;
 }
 
-interface TextCreate {
+/** `completions.create`. */
+export interface TextCreate {
   (request: CompletionStreamRequest): Promise<AsyncIterable<Completion>>;
   (request: CompletionRequest): Promise<Completion>;
 }
