@@ -139,8 +139,8 @@ impl From<EstimatorChoice> for moa_lm::Estimator {
 
 /// In which units curves are added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ScaleChoice {
-    /// Nats a token.
+pub(crate) enum Scale {
+    /// Nats a token: the mean over tasks plus the mean over plain texts, and over lengths.
     Nats,
     /// Shares of a curve's own sum over all heads and rules.
     Shares,
@@ -223,9 +223,9 @@ pub(crate) struct SolveArgs {
     pub(crate) monotone: bool,
     /// In which units curves are added. Default: nats for joint-square, whose curves are divergences; shares for the others.
     #[arg(long, value_enum)]
-    pub(crate) scale: Option<ScaleChoice>,
-    /// Weights of kinds of samples, such as prose=2,lines=0; `task` and `text` mean all of their group. Default: 1, and 4
-    /// for text in nats.
+    pub(crate) scale: Option<Scale>,
+    /// Weights of kinds of samples, such as prose=2,lines=0; `task` and `text` mean all of their group. Default: 1; in nats
+    /// 0.25 for tasks and 4 for text.
     #[arg(long, value_delimiter = ',', value_name = "KIND=WEIGHT,..", value_parser = weight::<String>)]
     pub(crate) weights: Vec<(String, f64)>,
     /// Weights of lengths, such as 2048=1,4096=2. Default: 1.
@@ -285,11 +285,11 @@ pub(crate) struct SearchArgs {
     /// Weight of the mean cost over earlier points against the newest point's.
     #[arg(long, default_value_t = 0.5, value_name = "FRACTION")]
     pub(crate) damping: f64,
-    /// Weight of the second-order term of a step's model against the first-order one. Times 4 for a while when a step
-    /// measures worse.
+    /// Weight of the second-order term of a step's model against the first-order one, to begin with: a quarter of it after
+    /// a step that measures better, four times after one that measures worse.
     #[arg(long, default_value_t = 1.0, value_name = "WEIGHT")]
     pub(crate) curvature: f64,
-    /// Weight of text (divergence from dense, nats a token) against tasks (added cross entropy of answers).
+    /// Weight of text against the answers of tasks, both divergences from dense in nats a token.
     #[arg(long, default_value_t = crate::profile::TEXT_WEIGHT, value_name = "WEIGHT")]
     pub(crate) text_weight: f64,
     /// Held-out samples of each kind at each length that plans are measured on. Default: by effort.
@@ -298,9 +298,6 @@ pub(crate) struct SearchArgs {
     /// Lengths at which plans are measured. Default: the profiled ones and one between each two.
     #[arg(long, value_delimiter = ',', value_name = "N,..")]
     pub(crate) held_out_lengths: Vec<u32>,
-    /// Exchanges of cache between two heads that are tried at the end, each kept only if it measures better.
-    #[arg(long, default_value_t = 0, value_name = "COUNT")]
-    pub(crate) exchanges: usize,
     /// Write a JSON line for every plan that was measured.
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,

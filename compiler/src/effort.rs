@@ -20,8 +20,8 @@ pub(crate) fn preset(args: &ProfileArgs, context: u32) -> Preset {
     let (lengths, [samples, step_samples, steps, rounds]): (&[u32], [usize; 4]) = match args.effort
     {
         Effort::Quick => (&[1024, 2048], [2, 1, 2, 1]),
-        Effort::Standard => (&[1024, 2048, 4096], [6, 2, 2, 3]),
-        Effort::Thorough => (&[1024, 2048, 4096, 8192], [12, 4, 3, 8]),
+        Effort::Standard => (&[1024, 2048, 4096], [6, 2, 2, 6]),
+        Effort::Thorough => (&[1024, 2048, 4096, 8192], [12, 4, 3, 12]),
     };
     let mut lengths: Vec<u32> = if args.lengths.is_empty() {
         // A short context is profiled at its own length: better one profile than none.

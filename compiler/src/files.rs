@@ -3,6 +3,9 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// Bytes of a plain text, at most: no text that is calibrated or evaluated on comes near this.
+pub(crate) const TEXT_LIMIT: u64 = 256 << 20;
+
 /// A file or folder could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}", path.display())]

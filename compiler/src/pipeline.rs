@@ -14,12 +14,12 @@ use crate::calibration::{self, Wish};
 use crate::cli::{DeviceChoice, EstimatorChoice, LossChoice, ProfileArgs, SolveArgs};
 use crate::device::{self, Model, Place};
 use crate::effort::preset;
-use crate::files::{FileError, read_bounded};
+use crate::files::{FileError, TEXT_LIMIT, read_bounded};
 use crate::hint::Told;
 use crate::interrupt;
 use crate::plans;
 use crate::printer::Printer;
-use crate::profile::{CostSpec, Curves, ProfileSpec, Profiler, Scale, SolveSpec, check_budgets};
+use crate::profile::{CostSpec, Curves, ProfileSpec, Profiler, SolveSpec, check_budgets};
 use crate::source::Source;
 use crate::stages::Stages;
 
@@ -27,7 +27,6 @@ use crate::stages::Stages;
 pub(crate) const TOOL: &str = concat!("moa-compile ", env!("CARGO_PKG_VERSION"));
 /// Context length of a bundle whose model could go further, unless asked.
 pub(crate) const DEFAULT_CONTEXT: u32 = 8192;
-const TEXT_LIMIT: u64 = 256 << 20;
 
 /// An opened checkpoint; its weights are loaded when they are first needed.
 pub(crate) struct Opened {
@@ -148,7 +147,7 @@ pub(crate) fn context(asked: Option<u32>, config: &ModelConfig) -> anyhow::Resul
 
 /// What is asked of the solver at one density.
 pub(crate) fn solve_spec(args: &SolveArgs, density: f64, context: u32, seed: u64) -> SolveSpec {
-    let mut cost = CostSpec::usual(args.estimator.into(), args.scale.map(Scale::from));
+    let mut cost = CostSpec::usual(args.estimator.into(), args.scale);
     cost.monotone = args.monotone;
     cost.kinds.extend(args.weights.iter().cloned());
     cost.lengths.extend(args.length_weights.iter().copied());

@@ -88,7 +88,8 @@ pub struct ProfileOptions<'a> {
     pub loss: LossKind,
     /// What logits are divided by before the loss; 1 if absent. Where an answer is certain its cross entropy has no slope
     /// left, whatever the heads that found it are worth: above 1 they are heard. Costs are scaled back: they count what
-    /// happens to logits, as at 1.
+    /// happens to logits, as at 1; those of cross entropy, which are of first order in it, by the temperature, those of a
+    /// divergence by its square.
     pub temperature: Option<f64>,
     /// Whether [`Estimator::PerEntry`] is wanted beside the joint estimators; maps imply it.
     pub per_entry: bool,

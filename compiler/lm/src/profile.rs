@@ -8,7 +8,7 @@ use crate::observer::{Observer, Phase, Step, check};
 use crate::weights::LayerWeights;
 use crate::{
     AttentionBackward, BlockMaps, Device, Estimator, Influence, Keep, LayerInfluence, Lm, LmError,
-    ProfileOptions, Result, Sample, Turn,
+    LossKind, ProfileOptions, Result, Sample, Turn,
 };
 
 /// What sums of gradients are multiplied by to be costs.
@@ -86,8 +86,14 @@ impl<D: Device> Lm<D> {
             });
         }
         layers.reverse();
+        let temperature = options.temperature.unwrap_or(1.0);
+        let to_logits = match options.loss {
+            LossKind::CrossEntropy => temperature,
+            // A divergence is of second order in what happens to logits.
+            LossKind::KlToDense => temperature * temperature,
+        };
         let units = Units {
-            once: options.temperature.unwrap_or(1.0) / gradient_scale,
+            once: to_logits / gradient_scale,
             targets: loss_rows.rows.len() as f64,
         };
         let influence = self.assemble(sample.ids.len(), loss, layers, options, &units);
@@ -222,8 +228,8 @@ mod tests {
     use moa_mask::{HeadMask, ModelMasks};
 
     use super::*;
+    use crate::Targets;
     use crate::random_model::model;
-    use crate::{LossKind, Targets};
 
     /// The derivative of the loss along a direction in the embedding, by the backward and by differences.
     #[test]

@@ -14,13 +14,12 @@ use super::trial::{Check, Family, Trial};
 use crate::calibrate::prose::Prose;
 use crate::calibrate::text::Text;
 use crate::calibrate::{Result, Tokenize, seeded};
-use crate::files::read_bounded;
+use crate::files::{TEXT_LIMIT, read_bounded};
 use crate::hint::Told;
 use crate::ids;
 
 /// Tokens that a model writes on for agreement with the dense model.
 pub(crate) const MAX_NEW_TOKENS: u32 = 32;
-const TEXT_LIMIT: u64 = 256 << 20;
 
 /// The text that windows are cut from.
 #[derive(Debug)]

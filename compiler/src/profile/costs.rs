@@ -16,7 +16,7 @@ use moa_lm::Estimator;
 use moa_mask::HeadRule;
 
 use super::curves::Curves;
-use crate::cli::ScaleChoice;
+use crate::cli::Scale;
 
 /// Kinds of samples whose loss is that of a language model: the rest asks for something in the text.
 const TEXT_KINDS: [&str; 2] = ["prose", "text"];
@@ -28,24 +28,8 @@ pub(crate) fn is_text(kind: &str) -> bool {
 
 /// Weight of text against tasks where both are in nats: .025 nats of divergence on text weigh as much as .1 on an answer.
 pub(crate) const TEXT_WEIGHT: f64 = 4.0;
-
-/// In which units terms are added.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scale {
-    /// Shares of a term's own sum of absolute costs.
-    Shares,
-    /// Nats a token, the mean over tasks plus the mean over plain texts, and over lengths.
-    Nats,
-}
-
-impl From<ScaleChoice> for Scale {
-    fn from(choice: ScaleChoice) -> Self {
-        match choice {
-            ScaleChoice::Nats => Self::Nats,
-            ScaleChoice::Shares => Self::Shares,
-        }
-    }
-}
+/// Nats that an answer loses for a nat that squared effects predict, at the usual temperature; texts lose what is predicted.
+pub(crate) const TASK_NATS: f64 = 0.25;
 
 /// How curves become costs.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,7 +65,10 @@ impl CostSpec {
             Scale::Shares
         });
         let kinds = match scale {
-            Scale::Nats => BTreeMap::from([("text".to_owned(), TEXT_WEIGHT)]),
+            Scale::Nats => BTreeMap::from([
+                ("task".to_owned(), TASK_NATS),
+                ("text".to_owned(), TEXT_WEIGHT),
+            ]),
             Scale::Shares => BTreeMap::new(),
         };
         Self {
@@ -239,7 +226,7 @@ mod tests {
                 spec.weight("needle", 1),
             )
         };
-        let nats = (Scale::Nats, TEXT_WEIGHT, 1.0);
+        let nats = (Scale::Nats, TEXT_WEIGHT, TASK_NATS);
         assert_eq!(usual(Estimator::JointSquare, None), nats);
         assert_eq!(usual(Estimator::PerEntry, Some(Scale::Nats)), nats);
         let shares = (Scale::Shares, 1.0, 1.0);

@@ -6,7 +6,7 @@ mod programme;
 mod run;
 mod solve;
 
-pub(crate) use costs::{CostSpec, Scale, TEXT_WEIGHT, costs, is_text};
+pub(crate) use costs::{CostSpec, TASK_NATS, TEXT_WEIGHT, costs, is_text};
 pub(crate) use curves::Curves;
 pub(crate) use programme::{Chosen, Programme, plan_name};
 pub(crate) use run::{ProfileSpec, Profiler};

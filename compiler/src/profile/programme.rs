@@ -127,38 +127,17 @@ impl Programme {
     /// Share of the dense cache that lies between two choices: the mean over constrained lengths of the sum of absolute
     /// differences of spans over that of dense spans.
     pub(crate) fn moved(&self, from: &[usize], to: &[usize]) -> f64 {
-        let distance = self.distances();
-        let rules = self.rules.len();
-        let sum: f64 = from
-            .iter()
-            .zip(to)
-            .map(|(&from, &to)| distance[from * rules + to])
-            .sum();
-        sum / self.heads() as f64
-    }
-
-    /// `[rule][rule]`: mean over constrained lengths of the difference of spans as a share of the length.
-    fn distances(&self) -> Vec<f64> {
-        let shares: Vec<Vec<f64>> = self
-            .rules
-            .iter()
-            .map(|rule| {
-                self.lengths
-                    .iter()
-                    .map(|&length| {
-                        f64::from(rule.span(length, self.grid).min(length)) / f64::from(length)
-                    })
-                    .collect()
-            })
-            .collect();
-        let mean = |a: &Vec<f64>, b: &Vec<f64>| {
-            let sum: f64 = a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum();
-            sum / self.lengths.len() as f64
+        let kept = |rule: usize, length: u32| {
+            f64::from(self.rules[rule].span(length, self.grid).min(length)) / f64::from(length)
         };
-        shares
-            .iter()
-            .flat_map(|from| shares.iter().map(move |to| mean(from, to)))
-            .collect()
+        let moved = |length: u32| -> f64 {
+            let heads = from.iter().zip(to);
+            heads
+                .map(|(&from, &to)| (kept(from, length) - kept(to, length)).abs())
+                .sum()
+        };
+        let sum: f64 = self.lengths.iter().map(|&length| moved(length)).sum();
+        sum / (self.lengths.len() * self.heads()) as f64
     }
 
     /// The choice under which every head sees everything.

@@ -321,7 +321,7 @@ fn front(name: &str, steps: &[Step]) -> Figure {
     }
     let chart = Chart {
         x: Axis::new(
-            "tasks: added cross entropy of answers, nats a token",
+            "tasks: divergence from dense on answers, nats a token",
             Scale::Linear,
         ),
         y: Axis::new("text: divergence from dense, nats a token", Scale::Linear),

@@ -11,8 +11,8 @@ use super::{Job, Searched};
 use crate::evaluate::Scorer;
 use crate::profile::{Chosen, CostSpec, Curves, SolveSpec, is_text, table};
 
-/// Weights of text where tasks have 1; the last counts text alone.
-const TEXT_WEIGHTS: [f64; 7] = [0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 16.0];
+/// Weights of text around the usual one.
+const TEXT_WEIGHTS: [f64; 7] = [0.25, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0];
 /// Weight of the other lengths where one is favored.
 const OTHER_LENGTHS: f64 = 0.25;
 

@@ -10,13 +10,13 @@ use moa_mask::MaskGrid;
 use super::measure::{Bench, Measured};
 use super::steps::{Landscape, Local, Step};
 use super::{Job, interrupted};
-use crate::calibrate::Sample;
 use crate::calibration::{self, Wish};
+use crate::cli::Scale;
 use crate::effort::preset;
 use crate::evaluate::Scorer;
 use crate::hint::Told;
 use crate::profile::{
-    CostSpec, Curves, ProfileSpec, Programme, Scale, SolveSpec, costs, is_text, table,
+    CostSpec, Curves, ProfileSpec, Programme, SolveSpec, TASK_NATS, costs, is_text, table,
 };
 use crate::{pipeline, plans};
 
@@ -39,9 +39,8 @@ pub(super) struct Model<'a, 'b> {
 }
 
 impl Model<'_, '_> {
-    /// Profiles one part of the calibration at a plan: every sample by the cross entropy of what it says, and texts by their
-    /// divergence from dense as well.
-    fn profile(&self, at: &Plan, part: usize) -> anyhow::Result<([Curves; 2], [f64; 2])> {
+    /// Profiles one part of the calibration at a plan, by its divergence from the dense model.
+    fn profile(&self, at: &Plan, part: usize) -> anyhow::Result<Seen> {
         let job = self.job;
         let preset = preset(job.profile, job.context);
         let wish = Wish {
@@ -49,59 +48,84 @@ impl Model<'_, '_> {
             count: job.step_samples(),
             ..Wish::of(job.profile, &preset)
         };
-        let gathered = calibration::gather(job.opened, &wish, job.printer)?;
+        let samples = calibration::gather(job.opened, &wish, job.printer)?.samples;
         let grid: MaskGrid = plans::grid(job.profile.sink, job.profile.block)?;
-        let run = |loss, wanted: &dyn Fn(&Sample) -> bool| {
-            let samples = gathered.samples.iter().map(|(&length, list)| {
-                let of_group = list.iter().filter(|sample| wanted(sample));
-                (length, of_group.cloned().collect())
-            });
-            let samples: BTreeMap<u32, Vec<Sample>> = samples
-                .filter(|(_, list): &(u32, Vec<Sample>)| !list.is_empty())
-                .collect();
-            let spec = ProfileSpec {
-                grid,
-                loss,
-                at: Some(at.clone()),
-                per_entry: false,
-                blocks: None,
-                temperature: job.profile.temperature,
-                source_sha256: job.opened.source_sha256.clone(),
-            };
-            pipeline::profile_samples(job.opened, &samples, &spec, job.work, job.printer)
+        let spec = ProfileSpec {
+            grid,
+            loss: LossKind::KlToDense,
+            at: Some(at.clone()),
+            per_entry: false,
+            blocks: None,
+            // What is measured, as it is: at a temperature tokens that nobody would say outweigh the answer.
+            temperature: 1.0,
+            source_sha256: job.opened.source_sha256.clone(),
         };
-        let said = run(LossKind::CrossEntropy, &|_| true)?;
-        if said.lengths.is_empty() {
+        let curves = pipeline::profile_samples(job.opened, &samples, &spec, job.work, job.printer)?;
+        if curves.lengths.is_empty() {
             return Err(Told::new("the calibration is empty", "give samples").into());
         }
-        let apart = run(LossKind::KlToDense, &|sample| is_text(&sample.kind))?;
-        // Target tokens of tasks and of texts.
-        let mut targets = [0.0; 2];
-        for sample in gathered.samples.values().flatten() {
-            let of_group = &mut targets[usize::from(is_text(&sample.kind))];
-            *of_group += (sample.ids.len() - sample.response_start) as f64;
+        let mut targets: BTreeMap<String, f64> = BTreeMap::new();
+        for sample in samples.values().flatten() {
+            let of_kind = targets.entry(sample.kind.clone()).or_default();
+            *of_kind += (sample.ids.len() - sample.response_start) as f64;
         }
-        Ok(([said, apart], targets))
+        Ok(Seen { curves, targets })
     }
 
-    /// A table in nats, weighed as the measure weighs, so that it predicts changes of what is accepted by; from one group of
-    /// samples alone where the other's weight is 0.
+    /// Costs in nats with these weights of tasks and text, of all samples or of one kind alone.
     fn table(
         &self,
         curves: &Curves,
         estimator: Estimator,
-        groups: [f64; 2],
+        [task, text]: [f64; 2],
+        kind: Option<&str>,
         constrained: &[u32],
     ) -> Vec<f64> {
-        let mut spec = CostSpec {
+        let weight = |group: &str| if is_text(group) { text } else { task };
+        let of_group = |group: &str| if kind.is_none() { weight(group) } else { 0.0 };
+        let groups = ["task", "text"].map(|group| (group.to_owned(), of_group(group)));
+        let mut kinds = BTreeMap::from(groups);
+        kinds.extend(kind.map(|kind| (kind.to_owned(), weight(kind))));
+        let spec = CostSpec {
             estimator,
             scale: Scale::Nats,
+            kinds,
             ..self.spec.cost.clone()
         };
-        let text = groups[1] * self.job.search.text_weight;
-        spec.kinds = BTreeMap::from([("task".into(), groups[0]), ("text".into(), text)]);
         costs(curves, &spec, &self.programme.rules, constrained)
     }
+
+    /// Weights of tasks and text in what is measured.
+    fn measured(&self) -> [f64; 2] {
+        [1.0, self.job.search.text_weight]
+    }
+
+    /// Standard errors of the first order: the square of an effect on the loss of one token is its variance. Tokens are many.
+    fn errors(&self, seen: &Seen) -> Vec<f64> {
+        let weights = self.measured();
+        let mut variance = vec![0.0; self.programme.heads() * self.programme.rules.len()];
+        for (kind, targets) in &seen.targets {
+            let group = seen.targets.keys();
+            let group = group.filter(|other| is_text(other) == is_text(kind));
+            // The table has the weight of the kind once already, and half the squares.
+            let weight = weights[usize::from(is_text(kind))];
+            let share = 2.0 * weight / (group.count() as f64 * targets.max(1.0));
+            let square = Estimator::JointSquare;
+            let squares = self.table(&seen.curves, square, weights, Some(kind), &[]);
+            for (sum, square) in variance.iter_mut().zip(squares) {
+                *sum += share * square;
+            }
+        }
+        let roots = variance.into_iter().map(|sum| sum.max(0.0).sqrt());
+        roots.collect()
+    }
+}
+
+/// The profile of samples at a plan.
+struct Seen {
+    curves: Curves,
+    /// Target tokens of each kind.
+    targets: BTreeMap<String, f64>,
 }
 
 impl Landscape for Model<'_, '_> {
@@ -124,39 +148,23 @@ impl Landscape for Model<'_, '_> {
     fn model(&mut self, at: &[usize], part: usize) -> anyhow::Result<Local> {
         let origin = moa_format::Provenance::default();
         let plan = self.programme.plan(at, "step", origin);
-        let ([said, apart], targets) = self.profile(&plan, part)?;
-        let signed = Estimator::JointSigned;
+        let seen = self.profile(&plan, part)?;
         // Lengths that were not profiled have no curve at this plan: at another share of the text its own spans would not be free.
-        let seen = |curves: &Curves, estimator, groups| self.table(curves, estimator, groups, &[]);
-        let mut first = seen(&said, signed, [1.0, 0.0]);
-        for (sum, cost) in first.iter_mut().zip(seen(&apart, signed, [0.0, 1.0])) {
-            *sum += cost;
-        }
-        // The square of an effect on the loss of one token is both: its variance, and twice the divergence. Tokens are many.
+        let signed = Estimator::JointSigned;
+        let first = self.table(&seen.curves, signed, self.measured(), None, &[]);
+        let error = self.errors(&seen);
+        // How far it is between two spans, as the many samples at the dense model see it: effects of nested windows point the
+        // same way, so their sizes subtract.
+        let weights = [TASK_NATS, self.job.search.text_weight];
         let square = Estimator::JointSquare;
-        let of_tasks = seen(&said, square, [1.0, 0.0]);
-        let of_texts = seen(&said, square, [0.0, 1.0]);
-        let weight = self.job.search.text_weight;
-        let pairs = || of_tasks.iter().zip(&of_texts);
-        let error = pairs().map(|(task, text)| {
-            let variance = task / targets[0].max(1.0) + weight * text / targets[1].max(1.0);
-            (2.0 * variance).max(0.0).sqrt()
-        });
-        let error = error.collect();
-        let here: Vec<f64> = pairs().map(|(task, text)| task + text).collect();
-        // What the many samples at the dense model say of the way between two spans: effects of nested windows point the same
-        // way, so their sizes subtract.
-        let dense = self.table(self.curves, square, [1.0, 1.0], &self.programme.lengths);
-        let rules = self.programme.rules.len();
-        let second = here
-            .chunks_exact(rules)
-            .zip(dense.chunks_exact(rules))
+        let dense = self.table(self.curves, square, weights, None, &self.programme.lengths);
+        let size = |cost: f64| cost.max(0.0).sqrt();
+        let second = dense
+            .chunks_exact(self.programme.rules.len())
             .zip(at)
-            .flat_map(|((here, dense), &own)| {
-                let size = |cost: f64| cost.max(0.0).sqrt();
-                let own = size(dense[own]);
-                let pairs = here.iter().zip(dense);
-                pairs.map(move |(here, dense)| f64::midpoint(*here, (size(*dense) - own).powi(2)))
+            .flat_map(|(costs, &own)| {
+                let own = size(costs[own]);
+                costs.iter().map(move |cost| (size(*cost) - own).powi(2))
             })
             .collect();
         Ok(Local {

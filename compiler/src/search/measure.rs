@@ -1,9 +1,9 @@
 //! Plans measured on samples that no profile saw: what a search accepts a plan by.
 //!
-//! Of samples that ask for something the measure is the cross entropy that a plan adds to the right answer; of plain
-//! texts the divergence from the dense model. Both are nats a token, means over kinds and lengths, and the loss of a plan
-//! is the first plus the second times a weight. An answer that is likelier than under the dense model counts as just as
-//! good: otherwise plans are found that trade text for certainty of the calibration's answers, and that do worse elsewhere. Measurements wait in a file, so that an interrupted search finds them.
+//! The measure is the divergence from the dense model, of answers and of plain texts, in nats a token, means over kinds
+//! and lengths; the loss of a plan is the first plus the second times a weight. The cross entropy of right answers in its place
+//! makes plans that trade text for certainty of the calibration's answers, and that do worse elsewhere. Measurements wait
+//! in a file, so that an interrupted search finds them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,17 +22,17 @@ use crate::printer::Printer;
 use crate::profile::is_text;
 
 /// Changes whenever a measurement would.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const LOG_LIMIT: u64 = 1 << 30;
 
 /// What a plan costs on held-out samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Measured {
-    /// Added cross entropy of right answers in nats a token, mean over kinds and lengths; absent without such samples.
+    /// Divergence from the dense model on answers in nats a token, mean over kinds and lengths; absent without such samples.
     pub(crate) task: Option<f64>,
-    /// Divergence from the dense model on text in nats a token; absent without texts.
+    /// The same on text; absent without texts.
     pub(crate) text: Option<f64>,
-    /// The mean of what answers lose, gains counting nothing, plus `text_weight * text`.
+    /// `task + text_weight * text`.
     pub(crate) loss: f64,
     /// By kind and length, `needle.2048`.
     pub(crate) parts: BTreeMap<String, f64>,
@@ -100,25 +100,14 @@ impl<'a> Bench<'a> {
         scorer: &dyn Scorer,
         masks: &dyn Fn(u32) -> anyhow::Result<ModelMasks>,
     ) -> anyhow::Result<Measured> {
-        let dense = ModelMasks::dense(
-            scorer.config().layers as usize,
-            scorer.config().kv_heads as usize,
-        );
         let bar = self.printer.bar("measuring", self.samples.len() as u64);
         let mut parts: BTreeMap<(bool, String), Vec<f64>> = BTreeMap::new();
         for index in 0..self.samples.len() {
-            let (length, text) = {
-                let (length, sample) = &self.samples[index];
-                (*length, is_text(&sample.kind))
-            };
-            let own = self.value(scorer, index, masks(length)?)?;
-            let added = if text {
-                own
-            } else {
-                own - self.value(scorer, index, dense.clone())?
-            };
-            let name = format!("{}.{length}", self.samples[index].1.kind);
-            parts.entry((text, name)).or_default().push(added);
+            let length = self.samples[index].0;
+            let value = self.value(scorer, index, masks(length)?)?;
+            let kind = &self.samples[index].1.kind;
+            let part = (is_text(kind), format!("{kind}.{length}"));
+            parts.entry(part).or_default().push(value);
             bar.inc(1);
         }
         bar.finish_and_clear();
@@ -132,11 +121,8 @@ impl<'a> Bench<'a> {
             (!of.is_empty()).then(|| mean(&of))
         };
         let (task, text) = (group(false), group(true));
-        let tasks = parts.iter().filter(|((text, _), _)| !text);
-        let lost: Vec<f64> = tasks.map(|(_, values)| mean(values).max(0.0)).collect();
-        let lost = if lost.is_empty() { 0.0 } else { mean(&lost) };
         Ok(Measured {
-            loss: lost + self.text_weight * text.unwrap_or(0.0),
+            loss: task.unwrap_or(0.0) + self.text_weight * text.unwrap_or(0.0),
             task,
             text,
             parts: parts
@@ -146,7 +132,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Cross entropy or divergence of one sample.
+    /// Divergence of one sample.
     fn value(
         &mut self,
         scorer: &dyn Scorer,
@@ -177,11 +163,7 @@ impl<'a> Bench<'a> {
             context: *length,
             kv: KvPrecision::Full,
         };
-        let value = if is_text(&sample.kind) {
-            scorer.divergence(&input, &under)?
-        } else {
-            scorer.cross_entropy(&input, &under)?
-        };
+        let value = scorer.divergence(&input, &under)?;
         if let Some(log) = &mut self.log {
             log.push(&Known {
                 key: key.clone(),
@@ -205,6 +187,9 @@ pub(crate) mod tests {
     use crate::cli::Global;
     use crate::evaluate::{Answer, Job};
 
+    /// First token of what is text to a fake model.
+    const TEXT_ID: u32 = 3;
+
     /// A model whose losses follow from how much its heads see.
     pub(crate) struct Fake {
         pub(crate) config: ModelConfig,
@@ -214,7 +199,7 @@ pub(crate) mod tests {
     }
 
     impl Fake {
-        fn lacking(&self, under: &Under, weight: fn(&(f64, f64)) -> f64) -> f64 {
+        fn lacking(&self, under: &Under, weight: impl Fn(&(f64, f64)) -> f64) -> f64 {
             self.calls.set(self.calls.get() + 1);
             under
                 .masks
@@ -243,12 +228,13 @@ pub(crate) mod tests {
             anyhow::bail!("a fake model has nothing to say")
         }
 
-        fn cross_entropy(&self, _: &Input, under: &Under) -> anyhow::Result<f64> {
-            Ok(0.5 + self.lacking(under, |need| need.0))
+        fn cross_entropy(&self, _: &Input, _: &Under) -> anyhow::Result<f64> {
+            anyhow::bail!("nobody asks how likely an answer is")
         }
 
-        fn divergence(&self, _: &Input, under: &Under) -> anyhow::Result<f64> {
-            Ok(self.lacking(under, |need| need.1))
+        fn divergence(&self, input: &Input, under: &Under) -> anyhow::Result<f64> {
+            let text = input.ids[0] == TEXT_ID;
+            Ok(self.lacking(under, |need| if text { need.1 } else { need.0 }))
         }
     }
 
@@ -262,7 +248,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn tasks_are_compared_with_dense_and_nothing_is_measured_twice() {
+    fn tasks_and_texts_are_weighed_and_nothing_is_measured_twice() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("measured.jsonl");
         let fake = Fake {
@@ -277,7 +263,11 @@ pub(crate) mod tests {
         };
         let samples = BTreeMap::from([(
             100,
-            vec![sample("needle", 1), sample("needle", 2), sample("prose", 3)],
+            vec![
+                sample("needle", 1),
+                sample("needle", 2),
+                sample("prose", TEXT_ID),
+            ],
         )]);
         let (printer, cancel) = (printer(), AtomicBool::new(false));
         let half = |_| Ok(ModelMasks::uniform(2, 2, HeadMask::from_span(50, 10)));
@@ -298,28 +288,7 @@ pub(crate) mod tests {
             assert_eq!(measured.parts["prose.100"], 1.0);
             first.get_or_insert(fake.calls.get());
         }
-        assert_eq!(first, Some(5), "two tasks twice, one text once");
-        assert_eq!(fake.calls.get(), 5, "the second bench read them");
-    }
-
-    #[test]
-    fn answers_likelier_than_under_the_dense_model_make_up_for_nothing() {
-        let fake = Fake {
-            config: crate::evaluate::duo_tests::config(),
-            calls: Cell::new(0),
-            needs: vec![(-1.0, 2.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)],
-        };
-        let sample = |kind: &str, id| Sample {
-            ids: vec![id; 100],
-            response_start: 50,
-            kind: kind.into(),
-        };
-        let samples = BTreeMap::from([(100, vec![sample("needle", 1), sample("prose", 3)])]);
-        let (printer, cancel) = (printer(), AtomicBool::new(false));
-        let mut bench = Bench::open(samples, "m".into(), 3.0, None, &printer, &cancel).unwrap();
-        let half = |_| Ok(ModelMasks::uniform(2, 2, HeadMask::from_span(50, 10)));
-        let measured = bench.measure(&fake, &half).unwrap();
-        assert_eq!((measured.task, measured.text), (Some(-0.5), Some(1.0)));
-        assert_eq!(measured.loss, 3.0);
+        assert_eq!(first, Some(3), "each sample once");
+        assert_eq!(fake.calls.get(), 3, "the second bench read them");
     }
 }

@@ -274,7 +274,6 @@ impl Job<'_> {
                 rounds,
                 damping: self.search.damping,
                 curvature: self.search.curvature,
-                exchanges: self.search.exchanges,
             };
             let stages = &self.opened.stages;
             let one = steps::search(&programme, &wanted, start.as_ref(), &mut model, stages)?;

@@ -4,7 +4,8 @@
 //! formula holds at any plan, so each step asks again what every other window of every head would change, here: to first order,
 //! which way the loss falls, and to second order, how far the outputs move. Their sum is minimized under the next budget
 //! (a damped Newton step). At the target density a plan is taken only if it measures better on held-out samples than the best so
-//! far; otherwise the second order counts for more, as in Levenberg's and Marquardt's method, and the step is shorter.
+//! far, and the second order then counts for less; otherwise it counts for more, as in Levenberg's and Marquardt's method, and
+//! the step is shorter.
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -17,8 +18,10 @@ use crate::stages::Stages;
 const TRIES: usize = 3;
 /// Standard errors that count against a change.
 const ERRORS: f64 = 2.0;
-/// What the weight of the second order is multiplied by after a failure.
+/// What the weight of the second order is multiplied by after a failure, and divided by after a success.
 const STIFFER: f64 = 4.0;
+/// The least part of its first weight that the second order keeps.
+const LEAST: f64 = 1.0 / 64.0;
 
 /// How the search goes.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +31,6 @@ pub(crate) struct StepSpec {
     pub(crate) rounds: usize,
     pub(crate) damping: f64,
     pub(crate) curvature: f64,
-    pub(crate) exchanges: usize,
 }
 
 /// What a step was.
@@ -41,8 +43,6 @@ pub(crate) enum StepKind {
     Tighten,
     /// Another step at the target density.
     Round,
-    /// Cache moved from one head to another.
-    Exchange,
     /// One plan of a front.
     Front,
 }
@@ -117,17 +117,35 @@ impl Local {
             .map(|(first, (second, error))| first + curvature * (second + ERRORS * error))
             .collect()
     }
+}
 
-    /// What they say of a change of plan.
-    fn change(&self, from: &[usize], to: &[usize], curvature: f64) -> f64 {
-        let rules = self.first.len() / from.len().max(1);
-        let costs = self.costs(curvature);
-        costs
-            .chunks_exact(rules)
-            .zip(from.iter().zip(to))
-            .map(|(costs, (&from, &to))| costs[to] - costs[from])
-            .sum()
-    }
+/// What a table of costs says of a change of plan.
+fn change(costs: &[f64], from: &[usize], to: &[usize]) -> f64 {
+    let rules = costs.len() / from.len().max(1);
+    costs
+        .chunks_exact(rules)
+        .zip(from.iter().zip(to))
+        .map(|(costs, (&from, &to))| costs[to] - costs[from])
+        .sum()
+}
+
+/// A plan that is to be measured, and what was known of it before.
+struct Proposal<'a> {
+    kind: StepKind,
+    number: usize,
+    density: f64,
+    from: &'a [usize],
+    to: &'a [usize],
+    /// What proposed it, if it is a table at `from`, and its weight of the second order if it has one.
+    costs: Option<&'a [f64]>,
+    curvature: Option<f64>,
+}
+
+/// First orders of visited points and their errors, later ones weighing more.
+#[derive(Debug, Clone)]
+struct Mean {
+    first: Vec<f64>,
+    error: Vec<f64>,
 }
 
 /// Where a search at a wider density ended: its successor goes on from there.
@@ -135,7 +153,7 @@ impl Local {
 pub(crate) struct Start {
     density: f64,
     choice: Vec<usize>,
-    mean: Option<Vec<f64>>,
+    mean: Option<Mean>,
 }
 
 /// Budgets below that of a start, down to the density, in equal ratios.
@@ -173,7 +191,7 @@ fn budgets(density: f64, steps: usize) -> Vec<f64> {
 pub(crate) struct Found {
     pub(crate) best: Step,
     pub(crate) steps: Vec<Step>,
-    mean: Option<Vec<f64>>,
+    mean: Option<Mean>,
 }
 
 impl Found {
@@ -193,8 +211,7 @@ struct Search<'a> {
     start: Option<&'a Start>,
     landscape: &'a mut dyn Landscape,
     stages: &'a Stages,
-    /// Costs of visited points, later ones weighing more.
-    mean: Option<Vec<f64>>,
+    mean: Option<Mean>,
     best: Option<Step>,
     steps: Vec<Step>,
 }
@@ -219,7 +236,6 @@ pub(crate) fn search(
     };
     search.tighten()?;
     search.rounds()?;
-    search.exchanges()?;
     Ok(Found {
         best: search.best.context("no plan was measured")?,
         steps: search.steps,
@@ -239,8 +255,15 @@ impl Search<'_> {
                 continue;
             }
             tried.push(to.clone());
-            let kind = StepKind::OneShot;
-            self.take((kind, number, spec.density), &dense, &to, None)?;
+            self.take(&Proposal {
+                kind: StepKind::OneShot,
+                number,
+                density: spec.density,
+                from: &dense,
+                to: &to,
+                costs: None,
+                curvature: None,
+            })?;
         }
         let (mut current, budgets) = match self.start {
             Some(start) => (
@@ -253,27 +276,38 @@ impl Search<'_> {
                 let first = starts.first().context("no costs at the dense model")?;
                 let to = self.solve(first, widest)?;
                 if !budgets.is_empty() {
-                    self.take((StepKind::Tighten, 0, widest), &dense, &to, None)?;
+                    self.take(&Proposal {
+                        kind: StepKind::Tighten,
+                        number: 0,
+                        density: widest,
+                        from: &dense,
+                        to: &to,
+                        costs: None,
+                        curvature: None,
+                    })?;
                 }
                 (to, budgets)
             }
         };
         for (number, budget) in budgets.into_iter().enumerate() {
             let local = self.visit(&current, number + 1)?;
-            let next = self.solve(&local.costs(spec.curvature), budget)?;
-            let how = Some((&local, spec.curvature));
-            self.take(
-                (StepKind::Tighten, number + 1, budget),
-                &current,
-                &next,
-                how,
-            )?;
+            let costs = local.costs(spec.curvature);
+            let next = self.solve(&costs, budget)?;
+            self.take(&Proposal {
+                kind: StepKind::Tighten,
+                number: number + 1,
+                density: budget,
+                from: &current,
+                to: &next,
+                costs: Some(&costs),
+                curvature: Some(spec.curvature),
+            })?;
             current = next;
         }
         Ok(())
     }
 
-    /// Steps at the density: each profiles the best plan and goes as far as measures better.
+    /// Steps at the density: each profiles the best plan and goes as far as measures better. What came true is believed more.
     fn rounds(&mut self) -> anyhow::Result<()> {
         let mut curvature = self.spec.curvature;
         for number in 0..self.spec.rounds {
@@ -282,111 +316,31 @@ impl Search<'_> {
             let local = self.visit(&current, self.spec.steps + 1 + number)?;
             let mut tried = Vec::new();
             for _ in 0..TRIES {
-                let next = self.solve(&local.costs(curvature), self.spec.density)?;
+                let costs = local.costs(curvature);
+                let next = self.solve(&costs, self.spec.density)?;
                 if next == current {
                     break;
                 }
                 if !tried.contains(&next) {
-                    let how = Some((&local, curvature));
-                    let kind = (StepKind::Round, number, self.spec.density);
-                    if self.take(kind, &current, &next, how)? {
+                    let better = self.take(&Proposal {
+                        kind: StepKind::Round,
+                        number,
+                        density: self.spec.density,
+                        from: &current,
+                        to: &next,
+                        costs: Some(&costs),
+                        curvature: Some(curvature),
+                    })?;
+                    if better {
                         break;
                     }
                     tried.push(next);
                 }
                 curvature *= STIFFER;
             }
-            // Other samples may know a way that these did not.
-            curvature = (curvature / STIFFER).max(self.spec.curvature);
+            curvature = (curvature / STIFFER).max(self.spec.curvature * LEAST);
         }
         Ok(())
-    }
-
-    /// Coordinate search: the head that should gain most from its next wider rule takes cache from the head that should
-    /// lose least by its next narrower one; pairs in the order of what they promise.
-    fn exchanges(&mut self) -> anyhow::Result<()> {
-        let mut tried = 0;
-        while tried < self.spec.exchanges {
-            let current = self.best()?.choice.clone();
-            let Some(costs) = self.mean.clone() else {
-                return Ok(());
-            };
-            let mut any = false;
-            for next in self.pairs(&costs, &current) {
-                if tried == self.spec.exchanges {
-                    break;
-                }
-                tried += 1;
-                let local = Local {
-                    second: vec![0.0; costs.len()],
-                    error: vec![0.0; costs.len()],
-                    first: costs.clone(),
-                };
-                let kind = (StepKind::Exchange, tried - 1, self.spec.density);
-                any = self.take(kind, &current, &next, Some((&local, 0.0)))?;
-                if any {
-                    break;
-                }
-            }
-            if !any {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Exchanges within the budget, the most promising first.
-    fn pairs(&self, costs: &[f64], current: &[usize]) -> Vec<Vec<usize>> {
-        let rules = self.programme.rules.len();
-        let longest = self.programme.lengths.last().copied().unwrap_or(1);
-        let span = |rule: usize| self.programme.rules[rule].span(longest, self.programme.grid);
-        let mut order: Vec<usize> = (0..rules).collect();
-        order.sort_by_key(|&rule| span(rule));
-        let place = |rule: usize| order.iter().position(|&other| other == rule).unwrap_or(0);
-        let neighbor = |rule: usize, wider: bool| -> Option<usize> {
-            let at = place(rule);
-            let own = span(rule);
-            if wider {
-                order[at..].iter().copied().find(|&other| span(other) > own)
-            } else {
-                order[..at]
-                    .iter()
-                    .rev()
-                    .copied()
-                    .find(|&other| span(other) < own)
-            }
-        };
-        let mut moves: [Vec<(f64, usize, usize)>; 2] = [Vec::new(), Vec::new()];
-        for (head, &rule) in current.iter().enumerate() {
-            for (list, wider) in moves.iter_mut().zip([true, false]) {
-                if let Some(next) = neighbor(rule, wider) {
-                    let change = costs[head * rules + next] - costs[head * rules + rule];
-                    list.push((change, head, next));
-                }
-            }
-        }
-        let mut pairs: Vec<(f64, Vec<usize>)> = Vec::new();
-        for &(gain, wide, wider) in &moves[0] {
-            for &(loss, narrow, narrower) in &moves[1] {
-                if wide == narrow {
-                    continue;
-                }
-                let mut next = current.to_vec();
-                next[wide] = wider;
-                next[narrow] = narrower;
-                let fits = self
-                    .programme
-                    .densities(&next)
-                    .values()
-                    .all(|density| *density <= self.spec.density + 1e-9);
-                if fits {
-                    pairs.push((gain + loss, next));
-                }
-            }
-        }
-        pairs.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
-        pairs.truncate(self.spec.exchanges);
-        pairs.into_iter().map(|(_, next)| next).collect()
     }
 
     fn best(&self) -> anyhow::Result<&Step> {
@@ -398,11 +352,17 @@ impl Search<'_> {
         let mut local = self.landscape.model(at, part)?;
         let damping = self.spec.damping;
         if let Some(mean) = &self.mean {
-            for (new, old) in local.first.iter_mut().zip(mean) {
+            for (new, old) in local.first.iter_mut().zip(&mean.first) {
                 *new = (damping * old + *new) / (1.0 + damping);
             }
+            for (new, old) in local.error.iter_mut().zip(&mean.error) {
+                *new = (damping * old).hypot(*new) / (1.0 + damping);
+            }
         }
-        self.mean = Some(local.first.clone());
+        self.mean = Some(Mean {
+            first: local.first.clone(),
+            error: local.error.clone(),
+        });
         Ok(local)
     }
 
@@ -413,30 +373,24 @@ impl Search<'_> {
     }
 
     /// Measures a plan and keeps it if it meets the density and is the best so far.
-    fn take(
-        &mut self,
-        (kind, number, density): (StepKind, usize, f64),
-        from: &[usize],
-        to: &[usize],
-        how: Option<(&Local, f64)>,
-    ) -> anyhow::Result<bool> {
-        let measured = self.landscape.measure(to)?;
-        let within = density <= self.spec.density;
+    fn take(&mut self, plan: &Proposal<'_>) -> anyhow::Result<bool> {
+        let measured = self.landscape.measure(plan.to)?;
+        let within = plan.density <= self.spec.density;
         let better = self
             .best
             .as_ref()
             .is_none_or(|best| measured.loss < best.measured.loss);
         let step = Step {
-            kind,
-            number,
-            density,
-            curvature: how.map(|(_, curvature)| curvature),
-            moved: self.programme.moved(from, to),
-            predicted: how.map(|(local, curvature)| local.change(from, to, curvature)),
+            kind: plan.kind,
+            number: plan.number,
+            density: plan.density,
+            curvature: plan.curvature,
+            moved: self.programme.moved(plan.from, plan.to),
+            predicted: plan.costs.map(|costs| change(costs, plan.from, plan.to)),
             measured,
             accepted: within && better,
             label: None,
-            choice: to.to_vec(),
+            choice: plan.to.to_vec(),
         };
         self.landscape.step(&step)?;
         let accepted = step.accepted;

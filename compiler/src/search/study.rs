@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::measure::{Bench, Measured};
 use crate::calibrate::seeded;
 use crate::calibration::{self, Wish};
+use crate::cli::Scale;
 use crate::evaluate::Scorer;
 use crate::evaluate::statistics::{Interval, bootstrap, kendall, spearman};
 use crate::files::{sibling, write_atomic};
@@ -23,7 +24,7 @@ use crate::interrupt;
 use crate::pipeline::Opened;
 use crate::plans::masks_of;
 use crate::printer::Printer;
-use crate::profile::{CostSpec, Curves, Scale, costs, is_text};
+use crate::profile::{CostSpec, Curves, costs, is_text};
 
 /// Spans are whole parts of a text.
 const PARTS: u32 = 64;

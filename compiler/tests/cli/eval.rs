@@ -198,7 +198,7 @@ fn a_search_in_steps_keeps_the_best_plan_and_repeats_itself() {
         args.extend(more);
         json(&args)
     };
-    let steps = run("one.json", &["--steps=2", "--rounds=1", "--exchanges=2"]);
+    let steps = run("one.json", &["--steps=2", "--rounds=1"]);
     let found = &steps["plans"][0];
     let losses: Vec<(f64, f64, bool)> = found["steps"]
         .as_array()
@@ -221,7 +221,7 @@ fn a_search_in_steps_keeps_the_best_plan_and_repeats_itself() {
     for density in found["report"]["kv_density"].as_object().unwrap().values() {
         assert!(density.as_f64().unwrap() <= 0.4 + 1e-9);
     }
-    run("two.json", &["--steps=2", "--rounds=1", "--exchanges=2"]);
+    run("two.json", &["--steps=2", "--rounds=1"]);
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
     assert_eq!(read("one.json"), read("two.json"), "same inputs, same plan");
     assert_eq!(read("one.json.trace").lines().count(), losses.len());

@@ -261,16 +261,17 @@ fn kl_to_dense_is_zero_and_flat_at_the_dense_model_only() {
     let (lm, oracle) = (tiny("tiny-llama"), Oracle::open("tiny-llama"));
     let sample = sample(&oracle);
     let masks = exact_masks(&plan(&oracle), 8, 160);
-    let profile = |at: Option<&ModelMasks>| {
+    let profile = |at: Option<&ModelMasks>, temperature| {
         let options = ProfileOptions {
             grid: MaskGrid::new(8, 8).unwrap(),
             at,
             loss: LossKind::KlToDense,
+            temperature,
             ..Default::default()
         };
         lm.influence(&sample, &options, &()).unwrap()
     };
-    let dense = profile(None);
+    let dense = profile(None, None);
     assert!(dense.loss.abs() < 1e-9, "{}", dense.loss);
     assert!(
         dense
@@ -278,14 +279,18 @@ fn kl_to_dense_is_zero_and_flat_at_the_dense_model_only() {
             .iter()
             .all(|&cost| cost < 1e-6)
     );
-    let masked = profile(Some(&masks));
+    let masked = profile(Some(&masks), None);
     let expected = lm.kl_to_dense(&sample, Some(&masks), &()).unwrap();
     assert!(masked.loss > 1e-4 && (masked.loss - expected).abs() < 1e-9);
-    // Giving all heads everything back leads to the dense model: the first-order change points there.
-    let back: f64 = (0..6)
-        .map(|head| masked.curve(Estimator::JointSigned)[head * 20 + 19])
-        .sum();
-    assert!(back < -0.5 * masked.loss, "{back} {}", masked.loss);
+    // Giving all heads everything back leads to the dense model: the first-order change points there. A divergence that were a
+    // square would fall by twice itself, at any temperature.
+    for of in [&masked, &profile(Some(&masks), Some(2.0))] {
+        let back: f64 = (0..6)
+            .map(|head| of.curve(Estimator::JointSigned)[head * 20 + 19])
+            .sum();
+        println!("all the way back: {back:.3e} of {expected:.3e}");
+        assert!(back < -0.5 * expected && back > -4.0 * expected, "{back}");
+    }
 }
 
 #[test]

@@ -106,7 +106,6 @@ fn a_narrower_density_goes_on_where_the_wider_one_ended() {
         rounds: 3,
         damping: 0.5,
         curvature: 1.0,
-        exchanges: 0,
     };
     let mut valley = Valley {
         programme: &programme,
@@ -155,7 +154,6 @@ fn steps_find_what_one_programme_does_not() {
         rounds: 4,
         damping: 0.5,
         curvature: 1.0,
-        exchanges: 6,
     };
     let (found, visited) = run(&spec);
     let loss = |kind: StepKind| {
@@ -192,7 +190,6 @@ fn steps_find_what_one_programme_does_not() {
     let one = StepSpec {
         steps: 1,
         rounds: 0,
-        exchanges: 0,
         ..spec
     };
     let (one, visited) = run(&one);
