@@ -116,6 +116,7 @@ impl Profiler<'_> {
             layers: config.layers as usize,
             kv_heads: config.kv_heads as usize,
             grid: spec.grid,
+            plans: spec.grid,
             lengths: BTreeMap::new(),
             metadata: BTreeMap::new(),
         };
@@ -183,6 +184,7 @@ impl Profiler<'_> {
             layers: config.layers as usize,
             kv_heads: config.kv_heads as usize,
             grid: spec.grid,
+            plans: spec.grid,
             lengths: BTreeMap::new(),
             metadata: BTreeMap::new(),
         };

@@ -5,7 +5,6 @@ use std::sync::atomic::AtomicBool;
 
 use moa_format::Plan;
 use moa_lm::{Estimator, LossKind};
-use moa_mask::MaskGrid;
 
 use super::measure::{Bench, Measured};
 use super::steps::{Landscape, Local, Step};
@@ -15,10 +14,10 @@ use crate::cli::Scale;
 use crate::effort::preset;
 use crate::evaluate::Scorer;
 use crate::hint::Told;
+use crate::pipeline;
 use crate::profile::{
     CostSpec, Curves, ProfileSpec, Programme, SolveSpec, TASK_NATS, costs, is_text, table,
 };
-use crate::{pipeline, plans};
 
 /// What the weight of text is multiplied by in programmes at the dense model, the first of which begins the path: to second
 /// order the two groups are not off by the same factor.
@@ -49,9 +48,8 @@ impl Model<'_, '_> {
             ..Wish::of(job.profile, &preset)
         };
         let samples = calibration::gather(job.opened, &wish, job.printer)?.samples;
-        let grid: MaskGrid = plans::grid(job.profile.sink, job.profile.block)?;
         let spec = ProfileSpec {
-            grid,
+            grid: self.curves.grid,
             loss: LossKind::KlToDense,
             at: Some(at.clone()),
             per_entry: false,
@@ -92,7 +90,8 @@ impl Model<'_, '_> {
             kinds,
             ..self.spec.cost.clone()
         };
-        costs(curves, &spec, &self.programme.rules, constrained)
+        let Programme { rules, grid, .. } = self.programme;
+        costs(curves, &spec, rules, *grid, constrained)
     }
 
     /// Weights of tasks and text in what is measured.
