@@ -111,6 +111,19 @@ test("one types and sees tokens stream; Stop stops; the conversation goes on", {
   assert.match(await page.textContent("#models [aria-current]"), /^SmolLM2 135M/);
   assert.match(await page.textContent("#models li"), /[\d.]+ MiB$/);
 
+  // Another plan, on the same weights: the conversation stays.
+  const requested = server.requests.length;
+  await page.selectOption("#plan", "dense");
+  await page.waitForFunction(() => document.getElementById("density").textContent === "100.0%", undefined, { timeout: 60_000 });
+  assert.equal(new URL(page.url()).searchParams.get("plan"), "dense");
+  assert.match(await page.getAttribute(".top nav a >> nth=0", "href") ?? "", /plan=dense/);
+  await page.fill("#prompt", "And now?");
+  await page.press("#prompt", "Enter");
+  await page.waitForFunction(() => /tokens, [\d.]+ per second/.test([...document.querySelectorAll(".turn.assistant .note")].at(-1)?.textContent ?? ""), undefined, { timeout: 200_000 });
+  assert.equal(await turns(), 4);
+  // With the address the browser looks at the icon again.
+  assert.deepEqual(server.requests.slice(requested).filter((path) => !path.startsWith("/web/")), [], "nothing of the model is fetched");
+
   await page.click("#clear");
   assert.equal(await page.locator(".turn").count(), 0);
   assert.ok(await page.isVisible("#welcome"));

@@ -1,9 +1,9 @@
 /** The chat page. It uses the package as any page would; what it adds is only what a person sees. */
 
-import { type Engine, MoaError } from "moa-runtime";
+import { type Engine, MoaError, type Recovery } from "moa-runtime";
 
 import { element } from "../parts/elements.js";
-import { asked, failed, loaded, open, prepare } from "../parts/model.js";
+import { asked, choose, failed, loaded, notePlan, open, prepare } from "../parts/model.js";
 import { modelName } from "../parts/names.js";
 import { count } from "../parts/numbers.js";
 import { offerPlans } from "../parts/plans.js";
@@ -44,23 +44,55 @@ async function start(): Promise<void> {
   const model = await prepare();
   await offerModels();
   if (!model) return composer.close();
-  offerPlans(model, asked.plan);
+  offerPlans(model, asked.plan, true, (plan) => void changePlan(plan));
   engine = await open({
     ...(asked.context ? { contextLength: asked.context } : {}),
-    onRecovery: ({ progress }) =>
-      composer.status(progress?.phase === "ready" ? "" : `The graphics device was lost. ${progress?.text ?? "Looking for another"}`),
+    onRecovery,
   });
   if (!engine) return composer.close();
   loaded();
   // By now this one is among them.
   await offerModels();
-  const { modelName: name, contextLength, adapter } = engine;
+  const { modelName: name, adapter } = engine;
   element("model-name").textContent = `${modelName(name)} on ${adapter.name || "this device"}`;
   element("model-name").title = name;
   document.title = `${modelName(name)} · moa chat`;
-  showFigures(engine);
   conversation.draw();
-  composer.open(engine.tokenize.bind(engine), () => contextLength - usedTokens);
+  use(engine);
+}
+
+/** From now on this engine answers. */
+function use(chosen: Engine): void {
+  engine = chosen;
+  showFigures(chosen);
+  showUsed(usedTokens, chosen.contextLength);
+  composer.open(chosen.tokenize.bind(chosen), () => chosen.contextLength - usedTokens);
+}
+
+/** Another plan for the same conversation: an engine of the same weights takes the place of this one. */
+async function changePlan(plan: string): Promise<void> {
+  const before = engine;
+  if (!before) return;
+  running?.abort();
+  composer.close();
+  composer.status(`Changing to ${plan}`);
+  try {
+    use(await before.fork({ plan, onRecovery }));
+    notePlan(plan);
+    await before.unload();
+  } catch (error) {
+    // A device that was asked for less than this plan takes: another page asks anew.
+    if (MoaError.from(error).code === "limits") return choose({ plan });
+    failed(error);
+    element<HTMLSelectElement>("plan").value = before.plan().name;
+    use(before);
+  } finally {
+    composer.status("");
+  }
+}
+
+function onRecovery({ progress }: Recovery): void {
+  composer.status(progress?.phase === "ready" ? "" : `The graphics device was lost. ${progress?.text ?? "Looking for another"}`);
 }
 
 /** A new message at the end, or in the place of the one that is being edited. */

@@ -32,6 +32,13 @@ export function choose(choices: Readonly<Record<string, string | undefined>>): v
   location.assign(address);
 }
 
+/** From now on the address, and links to the other pages, say that the page has another plan. */
+export function notePlan(plan: string): void {
+  address.searchParams.set("plan", plan);
+  history.replaceState(undefined, "", address);
+  keepChoice();
+}
+
 /** Links to the other pages lead to the same model. */
 export function keepChoice(): void {
   const { search } = address;

@@ -6,8 +6,10 @@ import { element } from "./elements.js";
 import { choose } from "./model.js";
 import { count, percent } from "./numbers.js";
 
-/** Fills the list of plans; another choice opens the page again. */
-export function offerPlans({ plans, defaultPlan }: ProbedModel, chosen: string | undefined, dense = true): void {
+/** Fills the list of plans; another choice opens the page again, or is left to `change`. */
+export function offerPlans(
+  { plans, defaultPlan }: ProbedModel, chosen: string | undefined, dense = true, change = (plan: string) => choose({ plan }),
+): void {
   const select = element<HTMLSelectElement>("plan");
   const known = plans.map(({ name, contexts }) => ({ name, density: contexts.at(-1)?.kvDensity ?? 1 }));
   const options = [...known, ...(dense ? [{ name: "dense", density: 1 }] : [])].map(({ name, density }) => {
@@ -16,7 +18,7 @@ export function offerPlans({ plans, defaultPlan }: ProbedModel, chosen: string |
     return new Option(`${name}: ${kept}`, name, here, here);
   });
   select.replaceChildren(...options);
-  select.addEventListener("change", () => choose({ plan: select.value }));
+  select.addEventListener("change", () => change(select.value));
   element("plan-choice").hidden = options.length < 2;
 }
 

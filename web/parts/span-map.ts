@@ -48,7 +48,8 @@ export function drawSpans(grid: HTMLElement, plan: PlanInfo, context: number, po
   grid.replaceChildren(...columns);
 
   let at = 0;
-  grid.addEventListener("keydown", (event) => {
+  // In the place of the one of a map that was drawn here before.
+  grid.onkeydown = (event) => {
     const steps: Record<string, number> = { ArrowRight: perLayer, ArrowLeft: -perLayer, ArrowDown: 1, ArrowUp: -1 };
     const step = steps[event.key];
     if (step === undefined) return;
@@ -56,7 +57,7 @@ export function drawSpans(grid: HTMLElement, plan: PlanInfo, context: number, po
     at = Math.min(Math.max(at + step, 0), cells.length - 1);
     const { head } = cells[at] as { head: Head };
     pointed(head);
-  });
+  };
 
   return {
     heads: cells.map(({ head }) => head),
