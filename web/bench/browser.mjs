@@ -15,6 +15,8 @@ import { FLAGS } from "../chromium.mjs";
 const NO_FALLBACK = `globalThis.GPUAdapterInfo && Object.defineProperty(GPUAdapterInfo.prototype, "isFallbackAdapter", { get: () => false });\n`;
 
 async function sayNoFallback(page) {
+  // What comes through a page's service worker is out of reach.
+  await page.addInitScript(() => Object.defineProperty(Navigator.prototype, "serviceWorker", { get: () => undefined }));
   await page.route(/\.m?js(\?.*)?$/, async (route) => {
     const response = await route.fetch();
     await route.fulfill({ response, body: NO_FALLBACK + (await response.text()) });
@@ -25,9 +27,8 @@ async function sayNoFallback(page) {
 export async function openBrowser(url, { ready = () => globalThis.page, limit } = {}) {
   const server = await chromium.launchServer({ executablePath: process.env.MOA_CHROMIUM, args: [...FLAGS, "--enable-unsafe-webgpu"], env: process.env });
   const browser = await chromium.connect(server.wsEndpoint());
-  const shimmed = Boolean(process.env.MOA_SHIMMED_GPU);
-  const page = await browser.newPage(shimmed ? { serviceWorkers: "block" } : {});
-  if (shimmed) await sayNoFallback(page);
+  const page = await browser.newPage();
+  if (process.env.MOA_SHIMMED_GPU) await sayNoFallback(page);
   // A contender's own warnings are its business; what ends it is told by the call that fails.
   page.setDefaultTimeout(0);
   await page.goto(url);
