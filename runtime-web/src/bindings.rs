@@ -4,13 +4,14 @@
 use js_sys::{Float32Array, Reflect, Uint8Array, Uint32Array};
 use moa_format::{CHUNK_BYTES, Manifest, Plan};
 use moa_mask::KvFormat;
+use moa_shaders::{Variant, VariantError};
 use serde::Deserialize;
 use wasm_bindgen::prelude::*;
 
 use crate::buffers::MAX_DECODE_BATCH;
 use crate::engine::{Engine, EngineOptions};
 use crate::error::EngineError;
-use crate::gpu::{Gpu, GpuOptions};
+use crate::gpu::{Extras, Gpu, GpuOptions};
 use crate::sampler::{Sampler, SamplingOptions};
 use crate::setup::Setup;
 use crate::share::Weights;
@@ -28,6 +29,10 @@ export interface EngineOptions {
   powerPreference?: "high-performance" | "low-power";
   /** Keys and values as bytes with a scale for each token and head: half the memory, rounded more coarsely. */
   int8Kv?: boolean;
+  /** A variant of the kernels, or "auto": the base one until `tune` is called. */
+  kernels?: string;
+  /** What the device may be asked for: of "subgroups", "f16" and "dp4a" those that the platform has. */
+  extras?: readonly string[];
 }
 export interface SamplingOptions {
   /** 0 or absent: greedy, on the GPU. */
@@ -63,6 +68,8 @@ struct CreateOptions {
     power_preference: Option<String>,
     #[serde(rename = "int8Kv")]
     int8_kv: bool,
+    kernels: Option<String>,
+    extras: Vec<String>,
 }
 
 fn moa_error(code: &str, message: &str, hint: Option<&str>) -> JsValue {
@@ -119,10 +126,30 @@ impl CreateOptions {
         Ok(Setup::new(manifest, plan, context)?.with_kv_format(format))
     }
 
-    fn engine(&self) -> EngineOptions {
-        EngineOptions {
+    fn engine(&self) -> JsResult<EngineOptions> {
+        Ok(EngineOptions {
             prefill_chunk: self.prefill_chunk,
+            variant: self.variant()?.0,
             ..EngineOptions::default()
+        })
+    }
+
+    /// The variant to begin with, and what to ask the device for.
+    fn variant(&self) -> JsResult<(Variant, Extras)> {
+        let has = |name: &str| self.extras.iter().any(|extra| extra == name);
+        let offered = Extras {
+            subgroups: has("subgroups"),
+            f16: has("f16"),
+            dp4a: has("dp4a"),
+        };
+        match self.kernels.as_deref() {
+            None | Some("auto") => Ok((Variant::BASE, offered)),
+            Some(name) => {
+                let variant: Variant = name.parse().map_err(|error: VariantError| {
+                    moa_error("bad-argument", &format!("kernels: {error}"), None)
+                })?;
+                Ok((variant, offered.and(Extras::of(variant))))
+            }
         }
     }
 }
@@ -223,11 +250,12 @@ impl MoaEngine {
         let setup = asked.setup(manifest, &plan_name, plan_bytes.as_deref(), context)?;
         let gpu_options = GpuOptions {
             default_limits: asked.default_limits,
+            extras: asked.variant()?.1,
             low_power: asked.power_preference.as_deref() == Some("low-power"),
             ..GpuOptions::default()
         };
         let gpu = Gpu::open(gpu_options, setup.needs()).await?;
-        Ok(Engine::new(gpu, setup, asked.engine()).await?.into())
+        Ok(Engine::new(gpu, setup, asked.engine()?).await?.into())
     }
 
     /// The weights, for other engines on this device, once every chunk is there.
@@ -267,6 +295,15 @@ impl MoaEngine {
     #[wasm_bindgen(js_name = finishLoading)]
     pub async fn finish_loading(&mut self) -> JsResult<()> {
         Ok(self.engine.finish_loading().await?)
+    }
+
+    /// Tries the variants of the kernels that the device has on the loaded model, goes on with the quickest, and resolves
+    /// with its name; with nothing on a software adapter, where there is nothing to gain. Empties the cache.
+    pub async fn tune(&mut self) -> JsResult<Option<String>> {
+        if self.engine.gpu().is_software() {
+            return Ok(None);
+        }
+        Ok(Some(self.engine.tune().await?.to_string()))
     }
 
     /// Takes one chunk from the front of `ids` and resolves with the number taken. The next sampled decode starts its
@@ -495,6 +532,7 @@ impl MoaEngine {
             "driver": info.driver,
             "backend": info.backend.to_string(),
             "software": gpu.is_software(),
+            "kernels": self.engine.variant().to_string(),
         }))
     }
 
@@ -542,7 +580,7 @@ impl MoaWeights {
         let asked: CreateOptions = options(create_options)?;
         let manifest = self.0.manifest().clone();
         let setup = asked.setup(manifest, &plan_name, plan_bytes.as_deref(), context)?;
-        Ok(self.0.engine(setup, asked.engine()).await?.into())
+        Ok(self.0.engine(setup, asked.engine()?).await?.into())
     }
 
     /// Why the device was lost, once it is.

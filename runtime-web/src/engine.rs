@@ -9,15 +9,17 @@ use std::sync::Arc;
 use bytemuck::bytes_of;
 use moa_mask::abi::StepState;
 use moa_mask::{RingLayout, SLACK};
+use moa_shaders::Variant;
 
 use crate::buffers::{Allocator, Buffers, Ledger, close_scopes, open_scopes};
 use crate::decode::Flight;
 use crate::error::{EngineError, Result};
 use crate::gpu::Gpu;
-use crate::pipelines::Pipelines;
+use crate::pipelines::Made;
 use crate::portion::{Portion, clock};
 use crate::program::{DecodeKernels, Program, Step};
 use crate::setup::Setup;
+use crate::tune::{check_variant, pipelines};
 use crate::weights::WeightBuffers;
 
 /// Prefill chunk of a software adapter, where a whole one takes seconds.
@@ -34,6 +36,9 @@ pub struct EngineOptions {
     /// Which kernels decode; by default the fused ones, and separate ones on a software adapter, which is quicker with
     /// small workgroups.
     pub decode_kernels: Option<DecodeKernels>,
+    /// What the kernels use beyond WebGPU's defaults; the device must have been opened with it. By default nothing, until
+    /// [`Engine::tune`] finds what is quicker.
+    pub variant: Variant,
 }
 
 /// One context of one model.
@@ -45,6 +50,9 @@ pub struct Engine {
     pub(crate) weights: Arc<WeightBuffers>,
     pub(crate) buffers: Buffers,
     pub(crate) program: Program,
+    pub(crate) made: Made,
+    pub(crate) kernels: DecodeKernels,
+    pub(crate) variant: Variant,
     ledger: Ledger,
     chunk: u32,
     portion: Portion,
@@ -95,6 +103,8 @@ impl Engine {
             None if gpu.is_software() => CHUNK_SOFTWARE.min(capacity),
             None => capacity,
         };
+        let variant = options.variant;
+        check_variant(&gpu, variant)?;
         let mut allocator = Allocator::new(&gpu);
         let scopes = open_scopes(&gpu);
         #[cfg_attr(
@@ -111,14 +121,14 @@ impl Engine {
         close_scopes(scopes, "weights, caches and scratch", bytes).await?;
 
         let scopes = open_scopes(&gpu);
-        let mut pipelines = Pipelines::new(&gpu, setup.heads());
         let kernels = options.decode_kernels.unwrap_or(if gpu.is_software() {
             DecodeKernels::Separate
         } else {
             DecodeKernels::Fused
         });
+        let mut made = Made::default();
         let program = Program::new(
-            &mut pipelines,
+            &mut pipelines(&gpu, &setup, variant, &mut made),
             &mut allocator,
             &setup,
             &weights,
@@ -141,6 +151,9 @@ impl Engine {
             weights,
             buffers,
             program,
+            made,
+            kernels,
+            variant,
             ledger,
             chunk,
             portion: Portion::new(),

@@ -1,9 +1,11 @@
 //! Adapter and device: the only place where native and browser would differ, and wgpu hides most of it.
 //!
-//! Exactly `min(needed, offered)` is asked of the adapter and no feature at all (timestamps for benches apart), so that every device with
-//! WebGPU's default limits will do wherever the model fits.
+//! Exactly `min(needed, offered)` is asked of the adapter, and of features those that the caller has a use for and the adapter
+//! offers, so that every device with WebGPU's default limits will do wherever the model fits.
 
 use std::sync::{Arc, Mutex, PoisonError};
+
+use moa_shaders::{Products, Variant};
 
 use crate::error::{EngineError, Result};
 use crate::signal::signal;
@@ -11,12 +13,74 @@ use crate::signal::signal;
 /// How the device is chosen.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct GpuOptions {
-    /// Ask for nothing beyond WebGPU's default limits, whatever the adapter offers.
+    /// Ask for nothing beyond WebGPU's default limits and features, whatever the adapter offers.
     pub default_limits: bool,
+    /// What kernels shall be able to use beyond the default features, where the adapter offers it.
+    pub extras: Extras,
     /// Prefer the adapter that draws less power.
     pub low_power: bool,
     /// Ask for timestamps, to time single kernels: nothing that ships does.
     pub timestamps: bool,
+}
+
+/// What a device may have that kernels use, beyond WebGPU's defaults.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// Exchange within subgroups. In a browser wgpu cannot ask for it: whoever says so here asks beside it.
+    pub subgroups: bool,
+    /// Arithmetic in f16.
+    pub f16: bool,
+    /// Products of packed bytes: a part of the language, no feature. In a browser the caller knows whether it is there.
+    pub dp4a: bool,
+}
+
+impl Extras {
+    /// Everything.
+    pub const ALL: Self = Self {
+        subgroups: true,
+        f16: true,
+        dp4a: true,
+    };
+
+    /// What a variant needs.
+    pub fn of(variant: Variant) -> Self {
+        Self {
+            subgroups: variant.subgroups,
+            f16: variant.products == Products::F16,
+            dp4a: variant.products == Products::Dp4a || variant.packed,
+        }
+    }
+
+    /// What is in both.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            subgroups: self.subgroups && other.subgroups,
+            f16: self.f16 && other.f16,
+            dp4a: self.dp4a && other.dp4a,
+        }
+    }
+
+    /// Whether there is everything that a variant needs.
+    pub fn allow(self, variant: Variant) -> bool {
+        let needed = Self::of(variant);
+        self.and(needed) == needed
+    }
+
+    /// What is asked for and offered.
+    fn offered(self, features: wgpu::Features) -> Self {
+        self.and(Self {
+            subgroups: cfg!(target_arch = "wasm32") || features.contains(wgpu::Features::SUBGROUP),
+            f16: features.contains(wgpu::Features::SHADER_F16),
+            dp4a: true,
+        })
+    }
+
+    fn features(self) -> wgpu::Features {
+        let mut features = wgpu::Features::empty();
+        features.set(wgpu::Features::SUBGROUP, self.subgroups);
+        features.set(wgpu::Features::SHADER_F16, self.f16);
+        features
+    }
 }
 
 /// The largest sizes that a model at a context takes, in bytes.
@@ -34,6 +98,7 @@ pub struct Gpu {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
+    extras: Extras,
     faults: Arc<Faults>,
 }
 
@@ -79,14 +144,20 @@ impl Gpu {
             adapter.limits()
         };
         let limits = limits_for(needs, &offered)?;
+        let extras = if options.default_limits {
+            Extras::default()
+        } else {
+            options.extras.offered(adapter.features())
+        };
+        let mut features = extras.features();
+        if options.timestamps {
+            features |=
+                wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
+        }
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("moa"),
-                required_features: if options.timestamps {
-                    wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES
-                } else {
-                    wgpu::Features::empty()
-                },
+                required_features: features,
                 required_limits: limits,
                 memory_hints: wgpu::MemoryHints::MemoryUsage,
                 ..wgpu::DeviceDescriptor::default()
@@ -108,6 +179,7 @@ impl Gpu {
             device,
             queue,
             info: adapter.get_info(),
+            extras,
             faults,
         })
     }
@@ -130,6 +202,17 @@ impl Gpu {
     /// The adapter's own words about itself.
     pub fn adapter(&self) -> &wgpu::AdapterInfo {
         &self.info
+    }
+
+    /// What the device has beyond WebGPU's defaults, of what was asked for.
+    pub fn extras(&self) -> Extras {
+        self.extras
+    }
+
+    /// Neighboring threads that surely share a subgroup: WGSL's least where the adapter does not say.
+    pub(crate) fn subgroup(&self) -> u32 {
+        let least = self.info.subgroup_min_size.clamp(4, 128);
+        1 << least.ilog2()
     }
 
     /// Whether the "GPU" is a program: then work is cut into smaller portions.
@@ -267,6 +350,35 @@ fn limits_for(needs: Needs, offered: &wgpu::Limits) -> Result<wgpu::Limits> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn features_are_asked_for_where_they_are_needed_and_offered() {
+        let all = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16;
+        assert_eq!(Extras::ALL.offered(all).features(), all);
+        assert_eq!(
+            Extras::ALL.offered(wgpu::Features::SHADER_F16),
+            Extras {
+                subgroups: false,
+                ..Extras::ALL
+            }
+        );
+        for variant in Variant::all() {
+            let needed = Extras::of(variant);
+            assert!(needed.allow(variant) && Extras::ALL.allow(variant));
+            assert_eq!(Extras::default().allow(variant), variant == Variant::BASE);
+            let asked = needed.offered(wgpu::Features::all()).features();
+            assert_eq!(
+                asked.contains(wgpu::Features::SUBGROUP),
+                variant.subgroups,
+                "{variant}"
+            );
+            assert_eq!(
+                asked.contains(wgpu::Features::SHADER_F16),
+                variant.products == Products::F16,
+                "{variant}"
+            );
+        }
+    }
 
     #[test]
     fn limits_are_asked_for_exactly() {

@@ -32,6 +32,7 @@ mod signal;
 mod snapshot;
 #[cfg(not(target_arch = "wasm32"))]
 mod timing;
+mod tune;
 mod weights;
 mod work_list;
 
@@ -45,7 +46,8 @@ pub use engine::{Engine, EngineOptions};
 pub use error::{EngineError, Result};
 #[cfg(not(target_arch = "wasm32"))]
 pub use generate::{Generated, Progress, Request, StopReason, generate};
-pub use gpu::{Gpu, GpuOptions, Needs};
+pub use gpu::{Extras, Gpu, GpuOptions, Needs};
+pub use moa_shaders::{Products, Variant, VariantError};
 #[cfg(not(target_arch = "wasm32"))]
 pub use probe::{Ceilings, probe};
 pub use program::DecodeKernels;

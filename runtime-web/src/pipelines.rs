@@ -3,26 +3,43 @@
 
 use std::collections::BTreeMap;
 
-use moa_shaders::{Access, ENTRY_POINT, HeadShape, Kernel};
+use moa_shaders::{Access, Dialect, ENTRY_POINT, HeadShape, Kernel, Variant};
 
 use crate::gpu::Gpu;
+
+/// What was made so far, for every variant that an engine has tried.
+#[derive(Debug, Default)]
+pub(crate) struct Made {
+    layouts: Vec<(Vec<(u32, Access)>, wgpu::BindGroupLayout)>,
+    pipelines: BTreeMap<(Kernel, Variant), (wgpu::ComputePipeline, wgpu::BindGroupLayout)>,
+}
 
 /// Every pipeline that the model's program uses.
 pub(crate) struct Pipelines<'a> {
     gpu: &'a Gpu,
     shape: HeadShape,
-    layouts: Vec<(Vec<(u32, Access)>, wgpu::BindGroupLayout)>,
-    made: BTreeMap<Kernel, (wgpu::ComputePipeline, wgpu::BindGroupLayout)>,
+    dialect: Dialect,
+    made: &'a mut Made,
 }
 
 impl<'a> Pipelines<'a> {
-    pub(crate) fn new(gpu: &'a Gpu, shape: HeadShape) -> Self {
+    pub(crate) fn new(
+        gpu: &'a Gpu,
+        shape: HeadShape,
+        dialect: Dialect,
+        made: &'a mut Made,
+    ) -> Self {
         Self {
             gpu,
             shape,
-            layouts: Vec::new(),
-            made: BTreeMap::new(),
+            dialect,
+            made,
         }
+    }
+
+    /// Stem and variant.
+    pub(crate) fn label(&self, kernel: Kernel) -> String {
+        kernel.label_in(self.shape, self.dialect)
     }
 
     /// The pipeline of `kernel`, compiled at its first use.
@@ -59,13 +76,14 @@ impl<'a> Pipelines<'a> {
     }
 
     fn get(&mut self, kernel: Kernel) -> (wgpu::ComputePipeline, wgpu::BindGroupLayout) {
-        if let Some(made) = self.made.get(&kernel) {
+        let key = (kernel, self.dialect.of(kernel, self.shape));
+        if let Some(made) = self.made.pipelines.get(&key) {
             return made.clone();
         }
         let layout = self.layout(kernel);
-        let label = kernel.label();
+        let label = self.label(kernel);
         let device = &self.gpu.device;
-        let module = trusted_module(device, &label, kernel.source(self.shape));
+        let module = trusted_module(device, &label, kernel.source_in(self.shape, self.dialect));
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(&label),
             bind_group_layouts: &[Some(&layout)],
@@ -84,7 +102,7 @@ impl<'a> Pipelines<'a> {
             cache: None,
         });
         let made = (pipeline, layout);
-        self.made.insert(kernel, made.clone());
+        self.made.pipelines.insert(key, made.clone());
         made
     }
 
@@ -94,7 +112,7 @@ impl<'a> Pipelines<'a> {
             .iter()
             .map(|binding| (binding.index, binding.access))
             .collect();
-        if let Some((_, layout)) = self.layouts.iter().find(|(known, _)| *known == wanted) {
+        if let Some((_, layout)) = self.made.layouts.iter().find(|(known, _)| *known == wanted) {
             return layout.clone();
         }
         let entries: Vec<wgpu::BindGroupLayoutEntry> = wanted
@@ -121,7 +139,7 @@ impl<'a> Pipelines<'a> {
                 label: Some(kernel.stem()),
                 entries: &entries,
             });
-        self.layouts.push((wanted, layout.clone()));
+        self.made.layouts.push((wanted, layout.clone()));
         layout
     }
 }

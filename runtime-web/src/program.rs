@@ -261,7 +261,7 @@ impl<'a> Builder<'a, '_> {
             .map(u64::from)
             .sum();
         Step {
-            label: kernel.label(),
+            label: self.pipelines.label(kernel),
             weight_bytes,
             pipeline: self.pipelines.pipeline(kernel),
             few: None,

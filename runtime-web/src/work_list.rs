@@ -22,8 +22,9 @@ pub(crate) struct WorkList {
 impl WorkList {
     pub(crate) fn new(layer: &[HeadMask], context: u32, shape: HeadShape) -> Self {
         let served = shape.heads_per_item();
+        let sharing = shape.items_per_part();
         let rounds = |mask: &HeadMask| mask.span().min(context).div_ceil(shape.decode_round());
-        let all: u32 = layer.iter().map(rounds).sum::<u32>() * (shape.gqa_group() / served);
+        let all: u32 = layer.iter().map(rounds).sum::<u32>() * sharing;
         // The same for every head, so that all entries take equally long.
         let rounds_per_part = all.div_ceil(ENTRIES).max(1);
         let mut items = Vec::new();
@@ -31,22 +32,23 @@ impl WorkList {
         let mut partial = 0;
         for (kv_head, mask) in (0..shape.kv_heads).zip(layer) {
             let parts = rounds(mask).div_ceil(rounds_per_part).max(1);
-            for first in (0..shape.gqa_group()).step_by(served as usize) {
-                let first_head = kv_head * shape.gqa_group() + first;
-                items.extend((0..parts).map(|part| DecodeItem {
+            let first_head = kv_head * shape.gqa_group();
+            // Those that read the same keys are neighbors: the second one finds them in a cache.
+            for part in 0..parts {
+                items.extend((0..sharing).map(|item| DecodeItem {
                     kv_head,
-                    first_head,
+                    first_head: first_head + item * served,
                     part,
                     parts,
                 }));
-                heads.extend((0..served).map(|head| HeadParts {
-                    first: partial + head,
-                    stride: served,
-                    parts,
-                    reserved: 0,
-                }));
-                partial += parts * served;
             }
+            heads.extend((0..shape.gqa_group()).map(|head| HeadParts {
+                first: partial + head,
+                stride: sharing * served,
+                parts,
+                reserved: 0,
+            }));
+            partial += parts * sharing * served;
         }
         Self {
             items,
@@ -68,35 +70,37 @@ mod tests {
     #[test]
     fn every_part_of_every_head_has_one_entry() {
         let shape = HeadShape {
-            heads: 24,
+            heads: 14,
             kv_heads: 2,
             head_dim: 128,
         };
         let layer = [HeadMask::from_span(100, 64), HeadMask::DENSE];
         let list = WorkList::new(&layer, 1000, shape);
-        assert_eq!(shape.heads_per_item(), 6, "half a group of 12");
-        assert_eq!(shape.decode_round(), 16, "8 lanes, two keys of each");
+        assert_eq!(shape.heads_per_item(), 4, "a group of 7 in 4 and 3");
+        assert_eq!(shape.decode_round(), 32, "8 lanes, four keys of each");
         assert_eq!(
             list.items.len(),
-            2 * 7 + 2 * 63,
-            "ceil(100 / 16), and ceil(1000 / 16)"
+            2 * 4 + 2 * 32,
+            "ceil(100 / 32), and ceil(1000 / 32)"
         );
-        assert_eq!(list.heads.len(), 24);
+        assert_eq!(list.heads.len(), 14);
         let mut seen = vec![false; usize::try_from(list.partials()).unwrap()];
         for (head, parts) in list.heads.iter().enumerate() {
             for part in 0..parts.parts {
                 let partial = parts.first + part * parts.stride;
-                let item = list.items[(partial / 6) as usize];
+                let item = list.items[(partial / 4) as usize];
                 assert_eq!((item.part, item.parts), (part, parts.parts));
-                assert_eq!(item.first_head + partial % 6, u32::try_from(head).unwrap());
-                assert_eq!(item.kv_head, u32::try_from(head).unwrap() / 12);
+                assert_eq!(item.first_head + partial % 4, u32::try_from(head).unwrap());
+                assert_eq!(item.kv_head, u32::try_from(head).unwrap() / 7);
                 assert!(
                     !std::mem::replace(&mut seen[partial as usize], true),
                     "one writer"
                 );
             }
         }
-        assert!(seen.into_iter().all(|seen| seen));
+        // Rows past a group's last head are nobody's.
+        let unseen = seen.iter().filter(|seen| !**seen).count();
+        assert_eq!(unseen, list.items.len() / 2);
     }
 
     #[test]

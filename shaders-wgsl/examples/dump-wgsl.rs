@@ -1,9 +1,9 @@
-//! Writes every assembled source to a folder, for reading and for `tint/validate.mjs`:
+//! Writes every assembled source, as browsers get it, to a folder, for reading and for `tint/validate.mjs`:
 //! `cargo run -p moa-shaders --example dump-wgsl -- target/wgsl`.
 
 use std::{env, fs, io, path::PathBuf, process::ExitCode};
 
-use moa_shaders::{CHECKED_SHAPES, head_permutations, permutations};
+use moa_shaders::{CHECKED_SHAPES, Compiler, dialects, head_permutations, permutations};
 
 fn dump(out: &PathBuf) -> io::Result<usize> {
     fs::create_dir_all(out)?;
@@ -15,15 +15,16 @@ fn dump(out: &PathBuf) -> io::Result<usize> {
             head_permutations()
         };
         for kernel in kernels {
-            let name = format!(
-                "h{}_kv{}_d{}.{}.wgsl",
-                shape.heads,
-                shape.kv_heads,
-                shape.head_dim,
-                kernel.label()
-            );
+            let model = format!("h{}_kv{}_d{}", shape.heads, shape.kv_heads, shape.head_dim);
+            let name = format!("{model}.{}.wgsl", kernel.label());
             fs::write(out.join(name), kernel.source(shape))?;
             files += 1;
+            for dialect in dialects(kernel, shape, Compiler::Browser) {
+                let label = kernel.label_in(shape, dialect);
+                let name = format!("{model}.{label}.{}.wgsl", dialect.subgroup);
+                fs::write(out.join(name), kernel.source_in(shape, dialect))?;
+                files += 1;
+            }
         }
     }
     Ok(files)

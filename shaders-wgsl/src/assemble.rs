@@ -5,110 +5,194 @@ use std::fmt::Write as _;
 
 use moa_mask::{KvFormat, abi};
 
+use crate::variant::{Compiler, Dialect, Products, Variant};
 use crate::{HeadShape, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
 
-const MASK: &str = include_str!("../wgsl/shared/mask.wgsl");
-const KV_ROW_CHUNK: &str = include_str!("../wgsl/shared/kv_row_chunk.wgsl");
-const KV_ROW_RING: &str = include_str!("../wgsl/shared/kv_row_ring.wgsl");
-const PARTS: &str = include_str!("../wgsl/shared/parts.wgsl");
-const CHOOSE: &str = include_str!("../wgsl/shared/choose.wgsl");
-const VECTOR_NONE: &str = include_str!("../wgsl/shared/vector_none.wgsl");
+/// A source as the build script has left it.
+macro_rules! wgsl {
+    ($path:literal) => {
+        include_str!(concat!(env!("OUT_DIR"), "/wgsl/", $path))
+    };
+}
+
+const MASK: &str = wgsl!("shared/mask.wgsl");
+const KV_ROW_CHUNK: &str = wgsl!("shared/kv_row_chunk.wgsl");
+const KV_ROW_RING: &str = wgsl!("shared/kv_row_ring.wgsl");
+const PARTS: &str = wgsl!("shared/parts.wgsl");
+const CHOOSE: &str = wgsl!("shared/choose.wgsl");
+const MATMUL_OUTPUT: &str = wgsl!("shared/matmul_output.wgsl");
+const VECTOR_NONE: &str = wgsl!("shared/vector_none.wgsl");
 
 const fn weights(weight: WeightType) -> &'static [&'static str] {
-    const UNQUANTIZED: &str = include_str!("../wgsl/shared/weights_unquantized.wgsl");
+    const UNQUANTIZED: &str = wgsl!("shared/weights_unquantized.wgsl");
     match weight {
-        WeightType::Q4 => &[include_str!("../wgsl/shared/weights_q4.wgsl")],
-        WeightType::Q8 => &[include_str!("../wgsl/shared/weights_q8.wgsl")],
-        WeightType::F16 => &[include_str!("../wgsl/shared/weights_f16.wgsl"), UNQUANTIZED],
-        WeightType::F32 => &[include_str!("../wgsl/shared/weights_f32.wgsl"), UNQUANTIZED],
+        WeightType::Q4 => &[wgsl!("shared/weights_q4.wgsl")],
+        WeightType::Q8 => &[wgsl!("shared/weights_q8.wgsl")],
+        WeightType::F16 => &[wgsl!("shared/weights_f16.wgsl"), UNQUANTIZED],
+        WeightType::F32 => &[wgsl!("shared/weights_f32.wgsl"), UNQUANTIZED],
     }
 }
 
 const fn vector(vector: VectorType) -> &'static str {
     match vector {
-        VectorType::F16 => include_str!("../wgsl/shared/vector_f16.wgsl"),
-        VectorType::F32 => include_str!("../wgsl/shared/vector_f32.wgsl"),
+        VectorType::F16 => wgsl!("shared/vector_f16.wgsl"),
+        VectorType::F32 => wgsl!("shared/vector_f32.wgsl"),
     }
 }
 
-const WORDS: &str = include_str!("../wgsl/shared/words.wgsl");
-const FOUR_ROWS: &str = include_str!("../wgsl/shared/four_rows.wgsl");
-const ROWS_IN_PIECES: &str = include_str!("../wgsl/shared/rows_in_pieces.wgsl");
+const WORDS: &str = wgsl!("shared/words.wgsl");
+const FOUR_ROWS: &str = wgsl!("shared/four_rows.wgsl");
+const ROWS_IN_PIECES: &str = wgsl!("shared/rows_in_pieces.wgsl");
 
 /// Weights in blocks, found by their places in a binding.
 const fn blocks(weight: WeightType) -> &'static [&'static str] {
-    const UNQUANTIZED: &str = include_str!("../wgsl/shared/blocks_unquantized.wgsl");
+    const UNQUANTIZED: &str = wgsl!("shared/blocks_unquantized.wgsl");
     match weight {
-        WeightType::Q4 => &[WORDS, include_str!("../wgsl/shared/blocks_q4.wgsl")],
-        WeightType::Q8 => &[WORDS, include_str!("../wgsl/shared/blocks_q8.wgsl")],
-        WeightType::F16 => &[
-            WORDS,
-            include_str!("../wgsl/shared/blocks_f16.wgsl"),
-            UNQUANTIZED,
-        ],
-        WeightType::F32 => &[
-            WORDS,
-            include_str!("../wgsl/shared/blocks_f32.wgsl"),
-            UNQUANTIZED,
-        ],
+        WeightType::Q4 => &[WORDS, wgsl!("shared/blocks_q4.wgsl")],
+        WeightType::Q8 => &[WORDS, wgsl!("shared/blocks_q8.wgsl")],
+        WeightType::F16 => &[WORDS, wgsl!("shared/blocks_f16.wgsl"), UNQUANTIZED],
+        WeightType::F32 => &[WORDS, wgsl!("shared/blocks_f32.wgsl"), UNQUANTIZED],
     }
 }
 
 /// A norm whose weights lie in the same binding as the matrices.
 const fn norm(norm: VectorType) -> &'static str {
     match norm {
-        VectorType::F16 => include_str!("../wgsl/shared/norm_f16.wgsl"),
-        VectorType::F32 => include_str!("../wgsl/shared/norm_f32.wgsl"),
+        VectorType::F16 => wgsl!("shared/norm_f16.wgsl"),
+        VectorType::F32 => wgsl!("shared/norm_f32.wgsl"),
     }
 }
 
 const fn norm_apart(norm: Option<VectorType>) -> &'static str {
     match norm {
-        None => include_str!("../wgsl/shared/norm_none.wgsl"),
-        Some(VectorType::F16) => include_str!("../wgsl/shared/norm_apart_f16.wgsl"),
-        Some(VectorType::F32) => include_str!("../wgsl/shared/norm_apart_f32.wgsl"),
+        None => wgsl!("shared/norm_none.wgsl"),
+        Some(VectorType::F16) => wgsl!("shared/norm_apart_f16.wgsl"),
+        Some(VectorType::F32) => wgsl!("shared/norm_apart_f32.wgsl"),
     }
 }
 
 const fn bias(bias: Option<VectorType>) -> &'static str {
     match bias {
-        None => include_str!("../wgsl/shared/bias_none.wgsl"),
-        Some(VectorType::F16) => include_str!("../wgsl/shared/bias_f16.wgsl"),
-        Some(VectorType::F32) => include_str!("../wgsl/shared/bias_f32.wgsl"),
+        None => wgsl!("shared/bias_none.wgsl"),
+        Some(VectorType::F16) => wgsl!("shared/bias_f16.wgsl"),
+        Some(VectorType::F32) => wgsl!("shared/bias_f32.wgsl"),
     }
 }
 
 /// Cached rows, eight channels at a time.
 const fn kv(format: KvFormat) -> &'static str {
     match format {
-        KvFormat::Sixteen => include_str!("../wgsl/shared/kv_f16.wgsl"),
-        KvFormat::Int8 => include_str!("../wgsl/shared/kv_int8.wgsl"),
+        KvFormat::Sixteen => wgsl!("shared/kv_f16.wgsl"),
+        KvFormat::Int8 => wgsl!("shared/kv_int8.wgsl"),
     }
 }
 
 /// Cached rows, four channels at a time.
 const fn ring(format: KvFormat) -> &'static str {
     match format {
-        KvFormat::Sixteen => include_str!("../wgsl/shared/ring_f16.wgsl"),
-        KvFormat::Int8 => include_str!("../wgsl/shared/ring_int8.wgsl"),
+        KvFormat::Sixteen => wgsl!("shared/ring_f16.wgsl"),
+        KvFormat::Int8 => wgsl!("shared/ring_int8.wgsl"),
     }
 }
 
 /// One value for each query head that decode attention serves at once.
 const fn heads(served: u32) -> &'static str {
     match served {
-        1 => include_str!("../wgsl/shared/heads_1.wgsl"),
-        2 => include_str!("../wgsl/shared/heads_2.wgsl"),
-        3 | 4 => include_str!("../wgsl/shared/heads_4.wgsl"),
-        _ => include_str!("../wgsl/shared/heads_8.wgsl"),
+        1 => wgsl!("shared/heads_1.wgsl"),
+        2 => wgsl!("shared/heads_2.wgsl"),
+        _ => wgsl!("shared/heads_4.wgsl"),
+    }
+}
+
+/// Sums of sets of lanes, of whole workgroups, the largest of all, scores of decode attention: by exchange within
+/// subgroups, or through workgroup memory alone.
+const fn set_sums(variant: Variant) -> &'static str {
+    if variant.subgroups {
+        wgsl!("shared/set_sums_in_subgroups.wgsl")
+    } else {
+        wgsl!("shared/set_sums_in_workgroup.wgsl")
+    }
+}
+
+const fn total(variant: Variant) -> &'static str {
+    if variant.subgroups {
+        wgsl!("shared/total_in_subgroups.wgsl")
+    } else {
+        wgsl!("shared/total_in_workgroup.wgsl")
+    }
+}
+
+const fn largest(variant: Variant) -> &'static str {
+    if variant.subgroups {
+        wgsl!("shared/largest_in_subgroups.wgsl")
+    } else {
+        wgsl!("shared/largest_in_workgroup.wgsl")
+    }
+}
+
+const fn scores(variant: Variant) -> &'static str {
+    if variant.subgroups {
+        wgsl!("shared/scores_in_subgroups.wgsl")
+    } else {
+        wgsl!("shared/scores_in_workgroup.wgsl")
+    }
+}
+
+const ORDER_Q4: &str = wgsl!("shared/order_q4.wgsl");
+const ORDER_Q8: &str = wgsl!("shared/order_q8.wgsl");
+const PACKED_BYTES: &str = wgsl!("shared/packed_bytes.wgsl");
+
+/// What `matmul_scaled` multiplies, and how; nothing for products in f32.
+const fn tiles(products: Products, weight: WeightType) -> &'static [&'static str] {
+    const F16: &str = wgsl!("shared/tiles_f16.wgsl");
+    const DP4A: &str = wgsl!("shared/tiles_dp4a.wgsl");
+    const Q4: &str = wgsl!("shared/bytes_q4.wgsl");
+    const Q8: &str = wgsl!("shared/bytes_q8.wgsl");
+    match (products, weight) {
+        (Products::F16, WeightType::Q4) => &[ORDER_Q4, Q4, F16],
+        (Products::F16, WeightType::Q8) => &[ORDER_Q8, Q8, F16],
+        (Products::Dp4a, WeightType::Q4) => &[ORDER_Q4, Q4, PACKED_BYTES, DP4A],
+        (Products::Dp4a, WeightType::Q8) => &[ORDER_Q8, Q8, PACKED_BYTES, DP4A],
+        _ => &[],
+    }
+}
+
+/// What `four_rows` multiplies blocks with.
+const fn inputs(variant: Variant, weight: WeightType) -> &'static [&'static str] {
+    const PACKED: &str = wgsl!("shared/inputs_packed.wgsl");
+    match (variant.packed, weight) {
+        (true, WeightType::Q4) => &[
+            ORDER_Q4,
+            PACKED_BYTES,
+            wgsl!("shared/packed_q4.wgsl"),
+            PACKED,
+        ],
+        (true, WeightType::Q8) => &[
+            ORDER_Q8,
+            PACKED_BYTES,
+            wgsl!("shared/packed_q8.wgsl"),
+            PACKED,
+        ],
+        _ => &[wgsl!("shared/inputs_f32.wgsl")],
     }
 }
 
 impl Kernel {
-    fn shared(self, shape: HeadShape) -> Vec<&'static str> {
+    fn shared(self, shape: HeadShape, variant: Variant) -> Vec<&'static str> {
         match self {
             Self::Embedding(weight) => [blocks(weight), &[ROWS_IN_PIECES]].concat(),
-            Self::RmsNorm(kind) => vec![vector(kind)],
+            Self::RmsNorm(kind) => vec![vector(kind), total(variant)],
+            Self::Matmul {
+                weight,
+                bias,
+                threads: MatmulThreads::Wide | MatmulThreads::Short,
+                ..
+            } => [
+                weights(weight),
+                &[bias.map_or(VECTOR_NONE, vector), MATMUL_OUTPUT],
+                tiles(variant.products, weight),
+            ]
+            .concat(),
             Self::Matmul { weight, bias, .. } | Self::Matvec { weight, bias, .. } => {
                 [weights(weight), &[bias.map_or(VECTOR_NONE, vector)]].concat()
             }
@@ -116,70 +200,112 @@ impl Kernel {
                 weight, norm: kind, ..
             } => [
                 blocks(weight),
-                &[norm_apart(kind), FOUR_ROWS, ROWS_IN_PIECES],
+                inputs(variant, weight),
+                &[
+                    norm_apart(kind),
+                    set_sums(variant),
+                    FOUR_ROWS,
+                    ROWS_IN_PIECES,
+                ],
             ]
             .concat(),
             Self::GateUp {
                 weight, norm: kind, ..
-            } => [blocks(weight), &[norm(kind), FOUR_ROWS]].concat(),
+            } => [
+                blocks(weight),
+                inputs(variant, weight),
+                &[norm(kind), set_sums(variant), FOUR_ROWS],
+            ]
+            .concat(),
             Self::Qkv {
                 weight,
                 norm: kind,
                 bias: added,
                 ..
-            } => [blocks(weight), &[MASK, norm(kind), bias(added), FOUR_ROWS]].concat(),
+            } => [
+                blocks(weight),
+                inputs(variant, weight),
+                &[MASK, norm(kind), bias(added), set_sums(variant), FOUR_ROWS],
+            ]
+            .concat(),
             Self::Rope(KvTarget::Chunk) => vec![KV_ROW_CHUNK],
             Self::Rope(KvTarget::Ring) => vec![MASK, KV_ROW_RING],
             Self::KvCommit(_) => vec![MASK],
             Self::AttentionPrefill(format) => vec![MASK, ring(format)],
             Self::AttentionDecode(format) => {
-                vec![MASK, PARTS, kv(format), heads(shape.heads_per_item())]
+                vec![
+                    MASK,
+                    PARTS,
+                    kv(format),
+                    heads(shape.heads_per_item()),
+                    scores(variant),
+                ]
             }
             Self::MergeLse => vec![MASK, PARTS],
-            Self::Argmax | Self::Sample => vec![CHOOSE],
+            Self::Argmax | Self::Sample => vec![CHOOSE, largest(variant)],
             Self::Swiglu => Vec::new(),
         }
     }
 
-    const fn body(self) -> &'static str {
+    const fn body(self, products: Products) -> &'static str {
         match self {
-            Self::Embedding(_) => include_str!("../wgsl/embedding.wgsl"),
-            Self::RmsNorm(_) => include_str!("../wgsl/rms_norm.wgsl"),
+            Self::Embedding(_) => wgsl!("embedding.wgsl"),
+            Self::RmsNorm(_) => wgsl!("rms_norm.wgsl"),
             Self::Matmul {
                 threads: MatmulThreads::Wide | MatmulThreads::Short,
                 ..
-            } => include_str!("../wgsl/matmul.wgsl"),
+            } => match products {
+                Products::F32 => wgsl!("matmul.wgsl"),
+                Products::F16 | Products::Dp4a => {
+                    wgsl!("variants/matmul_scaled.wgsl")
+                }
+            },
             Self::Matmul {
                 threads: MatmulThreads::Narrow,
                 ..
-            } => include_str!("../wgsl/variants/matmul_narrow.wgsl"),
-            Self::Matvec { .. } => include_str!("../wgsl/matvec.wgsl"),
-            Self::Project { .. } => include_str!("../wgsl/project.wgsl"),
-            Self::Qkv { .. } => include_str!("../wgsl/qkv.wgsl"),
-            Self::GateUp { .. } => include_str!("../wgsl/gate_up.wgsl"),
-            Self::Rope(_) => include_str!("../wgsl/rope.wgsl"),
-            Self::KvCommit(KvFormat::Sixteen) => include_str!("../wgsl/kv_commit.wgsl"),
-            Self::KvCommit(KvFormat::Int8) => include_str!("../wgsl/variants/kv_commit_int8.wgsl"),
-            Self::AttentionPrefill(_) => include_str!("../wgsl/attention_prefill.wgsl"),
-            Self::AttentionDecode(_) => include_str!("../wgsl/attention_decode.wgsl"),
-            Self::MergeLse => include_str!("../wgsl/merge_lse.wgsl"),
-            Self::Swiglu => include_str!("../wgsl/swiglu.wgsl"),
-            Self::Argmax => include_str!("../wgsl/argmax.wgsl"),
-            Self::Sample => include_str!("../wgsl/sample.wgsl"),
+            } => wgsl!("variants/matmul_narrow.wgsl"),
+            Self::Matvec { .. } => wgsl!("matvec.wgsl"),
+            Self::Project { .. } => wgsl!("project.wgsl"),
+            Self::Qkv { .. } => wgsl!("qkv.wgsl"),
+            Self::GateUp { .. } => wgsl!("gate_up.wgsl"),
+            Self::Rope(_) => wgsl!("rope.wgsl"),
+            Self::KvCommit(KvFormat::Sixteen) => wgsl!("kv_commit.wgsl"),
+            Self::KvCommit(KvFormat::Int8) => wgsl!("variants/kv_commit_int8.wgsl"),
+            Self::AttentionPrefill(_) => wgsl!("attention_prefill.wgsl"),
+            Self::AttentionDecode(_) => wgsl!("attention_decode.wgsl"),
+            Self::MergeLse => wgsl!("merge_lse.wgsl"),
+            Self::Swiglu => wgsl!("swiglu.wgsl"),
+            Self::Argmax => wgsl!("argmax.wgsl"),
+            Self::Sample => wgsl!("sample.wgsl"),
         }
     }
 
-    /// The whole source of this variant for a model's heads. Check the shape first ([`HeadShape::check`]).
+    /// The whole source within WebGPU's defaults for a model's heads. Check the shape first ([`HeadShape::check`]).
     pub fn source(self, shape: HeadShape) -> String {
-        let mut text = abi::wgsl_prelude();
+        self.source_in(shape, Dialect::BASE)
+    }
+
+    /// The same with what the device has beyond the defaults.
+    pub fn source_in(self, shape: HeadShape, dialect: Dialect) -> String {
+        let variant = dialect.of(self, shape);
+        let mut text = dialect.header(variant);
+        text.push_str(&abi::wgsl_prelude());
         text.push_str(&constants(self, shape));
-        for part in self.shared(shape) {
+        for part in self.shared(shape, variant) {
             text.push('\n');
             text.push_str(part);
         }
         text.push('\n');
-        text.push_str(self.body());
+        text.push_str(self.body(variant.products));
         text
+    }
+
+    /// Stem and variant, and what is used beyond the defaults.
+    pub fn label_in(self, shape: HeadShape, dialect: Dialect) -> String {
+        match dialect.of(self, shape) {
+            Variant::BASE => self.label(),
+            variant => format!("{}.{variant}", self.label()),
+        }
     }
 }
 
@@ -260,6 +386,28 @@ pub fn permutations() -> Vec<Kernel> {
         Kernel::Argmax,
         Kernel::Sample,
     ]);
+    list
+}
+
+/// The dialects beyond the base in which a kernel is checked: each that changes its source, with subgroups of 4 and of 32
+/// threads at least.
+pub fn dialects(kernel: Kernel, shape: HeadShape, compiler: Compiler) -> Vec<Dialect> {
+    let mut list: Vec<Dialect> = Vec::new();
+    for subgroup in [4, 32] {
+        for variant in Variant::all() {
+            let dialect = Dialect {
+                variant,
+                subgroup,
+                compiler,
+            };
+            // Each choice by itself, and what its source is for once.
+            let used = dialect.of(kernel, shape);
+            let known = |other: &Dialect| other.of(kernel, shape) == used && !used.subgroups;
+            if used != Variant::BASE && used == variant && !list.iter().any(known) {
+                list.push(dialect);
+            }
+        }
+    }
     list
 }
 

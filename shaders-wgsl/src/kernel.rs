@@ -341,19 +341,20 @@ impl HeadShape {
         self.heads / self.kv_heads
     }
 
-    /// Query heads that one workgroup of decode attention serves: the largest part of a group that has at most 8
-    /// heads and 1,024 channels, so that queries and scores fit in 16 KiB.
+    /// Query heads that one workgroup of decode attention serves: of a group of more than four an even part of at most
+    /// four, since the registers of more cost more than reading keys twice.
     pub fn heads_per_item(self) -> u32 {
-        let fits =
-            |heads: &u32| self.gqa_group().is_multiple_of(*heads) && heads * self.head_dim <= 1024;
-        (1..=8).rev().find(fits).unwrap_or(1)
+        self.gqa_group().div_ceil(self.items_per_part())
     }
 
-    /// Keys that a workgroup of decode attention takes at a time: four of each lane of `head_dim / 8` threads, two where
-    /// it serves more than four heads, for the same workgroup memory.
+    /// Workgroups of decode attention that share a part of a KV head's keys.
+    pub fn items_per_part(self) -> u32 {
+        self.gqa_group().div_ceil(4)
+    }
+
+    /// Keys that a workgroup of decode attention takes at a time: four of each lane of `head_dim / 8` threads.
     pub fn decode_round(self) -> u32 {
-        let lanes = (DECODE_THREADS / (self.head_dim / 8)).min(16);
-        lanes * if self.heads_per_item() > 4 { 2 } else { 4 }
+        4 * (DECODE_THREADS / (self.head_dim / 8)).min(16)
     }
 
     /// Channels of a head that a workgroup of [`Kernel::MergeLse`] joins.

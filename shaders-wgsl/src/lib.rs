@@ -2,16 +2,19 @@
 //!
 //! A source is the prelude that `moa_mask::abi` generates, constants of the model's shape, shared parts, and the
 //! kernel, in that order; variants differ by which shared part they get. This crate knows no GPU API, creates no
-//! pipeline and runs nothing: `moa-runtime-web` does. Every kernel stays within WebGPU's default limits.
+//! pipeline and runs nothing: `moa-runtime-web` does. Every kernel stays within WebGPU's default limits; what needs more
+//! than its default features is a [`Variant`].
 
 mod assemble;
 mod kernel;
+mod variant;
 
-pub use assemble::{head_permutations, permutations};
+pub use assemble::{dialects, head_permutations, permutations};
 pub use kernel::{
     Access, Binding, CHECKED_SHAPES, HeadShape, Kernel, KvTarget, Lanes, MatmulThreads, ShapeError,
     VectorType, WeightType,
 };
+pub use variant::{Compiler, Dialect, Products, Variant, VariantError};
 
 /// The entry point of every kernel.
 pub const ENTRY_POINT: &str = "main";

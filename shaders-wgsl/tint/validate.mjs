@@ -1,6 +1,6 @@
 // Checks assembled WGSL with Tint, the compiler of Chromium: naga and Tint accept different programs, and the browser
 // uses the latter. Every file becomes a shader module and a compute pipeline on a device with default limits and no
-// features; any error or warning about uniformity is a failure.
+// features but those that it enables; any error or warning about uniformity is a failure.
 //
 // Usage (npm `webgpu` 0.6.2 is Dawn and Tint for node; the Vulkan driver must be lavapipe 25 or a real one):
 //   cargo run -p moa-shaders --example dump-wgsl -- target/wgsl
@@ -63,7 +63,16 @@ async function main() {
     console.error("no WebGPU adapter: set VK_ICD_FILENAMES to a Vulkan driver");
     return 2;
   }
-  const device = await adapter.requestDevice();
+  const features = { f16: "shader-f16", subgroups: "subgroups" };
+  // One device for each set of features, so that no source finds one that it does not ask for.
+  const devices = new Map();
+  const deviceFor = async (code) => {
+    const wanted = [...code.matchAll(/^enable (\w+);$/gm)].map(([, name]) => features[name]).sort();
+    const key = wanted.join(" ");
+    // An adapter gives one device.
+    if (!devices.has(key)) devices.set(key, await (await gpu.requestAdapter()).requestDevice({ requiredFeatures: wanted }));
+    return devices.get(key);
+  };
   const files = readdirSync(folder).filter((name) => name.endsWith(".wgsl")).sort();
   if (files.length === 0) {
     console.error(`no .wgsl files in ${folder}`);
@@ -71,7 +80,8 @@ async function main() {
   }
   let refused = 0;
   for (const name of files) {
-    const problems = await check(device, name, readFileSync(join(folder, name), "utf8"), modulesOnly);
+    const code = readFileSync(join(folder, name), "utf8");
+    const problems = await check(await deviceFor(code), name, code, modulesOnly);
     for (const problem of problems) console.error(`${name}: ${problem}`);
     if (problems.length > 0) refused += 1;
   }
@@ -81,7 +91,7 @@ async function main() {
     @compute @workgroup_size(64) fn main(@builtin(local_invocation_index) i: u32) {
       if (data[i] == 0u) { workgroupBarrier(); }
     }`;
-  if ((await check(device, "control", divergent, modulesOnly)).length === 0) {
+  if ((await check(await deviceFor(divergent), "control", divergent, modulesOnly)).length === 0) {
     console.error("negative control: a divergent barrier was accepted");
     refused += 1;
   }

@@ -1,11 +1,13 @@
 // Attention of the one query in flight over the cache, its own key included, split over a static work list.
 //
 // q  [heads][head_dim] f32, rotated            k_ring, v_ring  rows by ring_row
-// items  one entry a workgroup: a KV head, the query heads served (HEADS_PER_ITEM from first_head on), and which
-// part of the visible keys; the cost follows the span, not the context. With few keys only the first parts have any.
-// partials  [item][HEADS_PER_ITEM] rows of head_dim values, row_max, row_sum; merge_lse joins them
+// items  one entry a workgroup: a KV head, the query heads served (HEADS_PER_ITEM from first_head on, as far as the
+// group goes), and which part of the visible keys; the cost follows the span, not the context. With few keys only the
+// first parts have any.
+// partials  [item][HEADS_PER_ITEM] rows of head_dim values, row_max, row_sum; merge_lse joins them. Rows past the
+// group's last head hold something that nobody reads.
 // Grid: (items); a workgroup of 128. HEAD_DIM / 8 threads, a lane, share a key, each with 8 channels of every query
-// in registers; a round takes KEYS_PER_LANE keys of each lane. A lane has its own online softmax; lanes are joined at
+// in registers; a round takes four keys of each lane. A lane has its own online softmax; lanes are joined at
 // the end. K and V of a round are on their way together. Only visible keys are touched: past the end of a part its last
 // key comes again, without weight.
 // Numerics: f32, the lane's maximum subtracted. Twin: reference/src/attention_decode.rs.
@@ -20,10 +22,13 @@ const THREADS: u32 = 128u;
 const HEAD_DIM4: u32 = HEAD_DIM / 4u;
 const HEAD_DIM8: u32 = HEAD_DIM / 8u;
 const PARTIAL: u32 = HEAD_DIM + 2u;
+// Keys of a round that a thread has a part of.
+const KEYS_PER_LANE: u32 = 4u;
 const LANES: u32 = DECODE_ROUND / KEYS_PER_LANE;
 
-// Each thread's share of the scores of a round, [key of the round][thread of the lane]; sums over lanes in the end.
+// Of every thread one value for each of its keys, [key of the round][thread of the lane]: shares of scores, or sums.
 var<workgroup> shares: array<Heads, DECODE_ROUND * HEAD_DIM8>;
+// The scores of a round, then the lanes' maxima.
 var<workgroup> scores: array<Heads, DECODE_ROUND>;
 // Each lane's sum of weights, then the part's maximum.
 var<workgroup> lane_sums: array<Heads, LANES + 1u>;
@@ -126,70 +131,36 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var round = first; round < end; round += DECODE_ROUND) {
         let row_0 = row_of(keys, round + own_lane);
         let row_1 = row_of(keys, round + LANES + own_lane);
+        let row_2 = row_of(keys, round + 2u * LANES + own_lane);
+        let row_3 = row_of(keys, round + 3u * LANES + own_lane);
         let k_0 = load_k(row_0, channel8);
         let k_1 = load_k(row_1, channel8);
         let v_0 = load_v(row_0, channel8);
         let v_1 = load_v(row_1, channel8);
-        var k_2 = k_0;
-        var k_3 = k_0;
-        var v_2 = v_0;
-        var v_3 = v_0;
-        if (KEYS_PER_LANE == 4u) {
-            let row_2 = row_of(keys, round + 2u * LANES + own_lane);
-            let row_3 = row_of(keys, round + 3u * LANES + own_lane);
-            k_2 = load_k(row_2, channel8);
-            k_3 = load_k(row_3, channel8);
-            v_2 = load_v(row_2, channel8);
-            v_3 = load_v(row_3, channel8);
-        }
-        if (stores) {
-            shares[slot] = share_of(k_0, q_low, q_high);
-            shares[LANES * HEAD_DIM8 + slot] = share_of(k_1, q_low, q_high);
-            if (KEYS_PER_LANE == 4u) {
-                shares[2u * LANES * HEAD_DIM8 + slot] = share_of(k_2, q_low, q_high);
-                shares[3u * LANES * HEAD_DIM8 + slot] = share_of(k_3, q_low, q_high);
-            }
-        }
-        workgroupBarrier();
-        for (var key = thread; key < DECODE_ROUND; key += THREADS) {
-            var score = shares[key * HEAD_DIM8 + key % HEAD_DIM8];
-            for (var other = 1u; other < HEAD_DIM8; other += 1u) {
-                // Each key begins elsewhere, so that neighboring threads read different banks.
-                score += shares[key * HEAD_DIM8 + (key + other) % HEAD_DIM8];
-            }
-            if (round + key < end) {
-                score = score * SOFTMAX_SCALE;
-            } else {
-                score = all_heads(UNSEEN);
-            }
-            scores[key] = score;
-        }
-        workgroupBarrier();
-        let s_0 = scores[own_lane];
-        let s_1 = scores[LANES + own_lane];
-        var new_max = heads_max(row_max, heads_max(s_0, s_1));
-        var s_2 = s_0;
-        var s_3 = s_0;
-        if (KEYS_PER_LANE == 4u) {
-            s_2 = scores[2u * LANES + own_lane];
-            s_3 = scores[3u * LANES + own_lane];
-            new_max = heads_max(new_max, heads_max(s_2, s_3));
-        }
+        let k_2 = load_k(row_2, channel8);
+        let k_3 = load_k(row_3, channel8);
+        let v_2 = load_v(row_2, channel8);
+        let v_3 = load_v(row_3, channel8);
+        let parts = array<Heads, 4>(
+            share_of(k_0, q_low, q_high),
+            share_of(k_1, q_low, q_high),
+            share_of(k_2, q_low, q_high),
+            share_of(k_3, q_low, q_high),
+        );
+        let s = scores_of(Place(thread, own_lane, slot, stores), parts, round, end);
+        let new_max = heads_max(heads_max(row_max, heads_max(s[0], s[1])), heads_max(s[2], s[3]));
         // A lane that has seen no key yet gathers nonsense, which its maximum takes away in the end.
         let shrink = heads_exp(row_max - new_max);
         row_max = new_max;
-        let w_0 = heads_exp(s_0 - new_max);
-        let w_1 = heads_exp(s_1 - new_max);
+        let w_0 = heads_exp(s[0] - new_max);
+        let w_1 = heads_exp(s[1] - new_max);
+        let w_2 = heads_exp(s[2] - new_max);
+        let w_3 = heads_exp(s[3] - new_max);
         sums_low = weighted(weighted(scaled(sums_low, shrink), w_0, low_channels(v_0)), w_1, low_channels(v_1));
         sums_high = weighted(weighted(scaled(sums_high, shrink), w_0, high_channels(v_0)), w_1, high_channels(v_1));
-        row_sum = heads_product(row_sum, shrink) + (w_0 + w_1);
-        if (KEYS_PER_LANE == 4u) {
-            let w_2 = heads_exp(s_2 - new_max);
-            let w_3 = heads_exp(s_3 - new_max);
-            sums_low = weighted(weighted(sums_low, w_2, low_channels(v_2)), w_3, low_channels(v_3));
-            sums_high = weighted(weighted(sums_high, w_2, high_channels(v_2)), w_3, high_channels(v_3));
-            row_sum += w_2 + w_3;
-        }
+        sums_low = weighted(weighted(sums_low, w_2, low_channels(v_2)), w_3, low_channels(v_3));
+        sums_high = weighted(weighted(sums_high, w_2, high_channels(v_2)), w_3, high_channels(v_3));
+        row_sum = heads_product(row_sum, shrink) + ((w_0 + w_1) + (w_2 + w_3));
     }
 
     // The lanes' maxima take the place of scores, which the last round has read.
@@ -211,10 +182,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         shares[slot] = sums_low[0];
         shares[LANES * HEAD_DIM8 + slot] = sums_low[1];
-        if (KEYS_PER_LANE == 4u) {
-            shares[2u * LANES * HEAD_DIM8 + slot] = sums_low[2];
-            shares[3u * LANES * HEAD_DIM8 + slot] = sums_low[3];
-        }
+        shares[2u * LANES * HEAD_DIM8 + slot] = sums_low[2];
+        shares[3u * LANES * HEAD_DIM8 + slot] = sums_low[3];
     }
     if (thread == 0u) {
         lane_sums[LANES] = part_max;
@@ -230,31 +199,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         partials[at + 1u] = total;
     }
     workgroupBarrier();
-    if (KEYS_PER_LANE == 4u) {
-        if (stores) {
-            shares[slot] = sums_high[0];
-            shares[LANES * HEAD_DIM8 + slot] = sums_high[1];
-            shares[2u * LANES * HEAD_DIM8 + slot] = sums_high[2];
-            shares[3u * LANES * HEAD_DIM8 + slot] = sums_high[3];
-        }
-        write_channels(group.x, 4u, thread);
-        return;
-    }
-    if (stores) {
-        shares[slot] = sums_low[2];
-        shares[LANES * HEAD_DIM8 + slot] = sums_low[3];
-    }
-    write_channels(group.x, 2u, thread);
-    workgroupBarrier();
     if (stores) {
         shares[slot] = sums_high[0];
         shares[LANES * HEAD_DIM8 + slot] = sums_high[1];
+        shares[2u * LANES * HEAD_DIM8 + slot] = sums_high[2];
+        shares[3u * LANES * HEAD_DIM8 + slot] = sums_high[3];
     }
     write_channels(group.x, 4u, thread);
-    workgroupBarrier();
-    if (stores) {
-        shares[slot] = sums_high[2];
-        shares[LANES * HEAD_DIM8 + slot] = sums_high[3];
-    }
-    write_channels(group.x, 6u, thread);
 }

@@ -7,11 +7,6 @@
 // on its way, as stored, while the current one is multiplied.
 // Numerics: f32 sums in ascending column order. Twin: reference/src/matmul.rs.
 
-@group(0) @binding(0) var<uniform> params: PieceParams;
-@group(0) @binding(1) var<storage, read> state: StepState;
-@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
-
 const TILE: u32 = 64u;
 const TILE_COLS4: u32 = 8u;
 
@@ -24,28 +19,6 @@ fn load_x(token: u32, col4: u32, cols4: u32) -> vec4<f32> {
         return vec4<f32>(0.0);
     }
     return x[token * cols4 + col4];
-}
-
-fn store_one(token: u32, piece_row: u32, value: f32) {
-    if (piece_row < params.rows) {
-        let whole_row = params.row_offset + piece_row;
-        let index = token * params.y_stride + whole_row;
-        var sum = value + vector_at(whole_row);
-        if (ADD_TO_Y) {
-            sum += y[index];
-        }
-        y[index] = sum;
-    }
-}
-
-// Rows row, row + 16, row + 32 and row + 48 of one token.
-fn store(token: u32, row: u32, values: vec4<f32>) {
-    if (token < state.len) {
-        store_one(token, row, values.x);
-        store_one(token, row + 16u, values.y);
-        store_one(token, row + 32u, values.z);
-        store_one(token, row + 48u, values.w);
-    }
 }
 
 @compute @workgroup_size(256)

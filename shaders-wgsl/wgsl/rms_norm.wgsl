@@ -9,9 +9,6 @@
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
 
-var<workgroup> partial: array<f32, 64>;
-var<workgroup> eighths: array<f32, 8>;
-
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     if (group.y >= state.len) {
@@ -27,21 +24,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let value = x[from_row + index];
         sum += dot(value, value);
     }
-    partial[thread] = sum;
-    workgroupBarrier();
-    if (thread < 8u) {
-        var eighth = 0.0;
-        for (var index = 0u; index < 8u; index += 1u) {
-            eighth += partial[thread * 8u + index];
-        }
-        eighths[thread] = eighth;
-    }
-    workgroupBarrier();
-    var total = 0.0;
-    for (var index = 0u; index < 8u; index += 1u) {
-        total += eighths[index];
-    }
-    let scale = 1.0 / sqrt(total / f32(params.dim) + params.eps);
+    let scale = 1.0 / sqrt(total_of(thread, sum) / f32(params.dim) + params.eps);
     for (var index = thread; index < dim4; index += 64u) {
         let channel = index * 4u;
         let weight = vec4<f32>(

@@ -6,7 +6,7 @@ use moa_format::{
     CHUNK_BYTES, DType, Manifest, ModelConfig, PackedPiece, Plan, Provenance, ShardBuilder,
     TensorSpec, plan_entry, tensors,
 };
-use moa_runtime_web::{Engine, EngineOptions, Gpu, GpuOptions, Setup};
+use moa_runtime_web::{Engine, EngineOptions, Extras, Gpu, GpuOptions, Setup, Variant};
 use pollster::block_on;
 
 /// A manifest with its plan and its shards.
@@ -70,13 +70,19 @@ impl Bundle {
         self.engine_of(setup, options)
     }
 
-    /// An engine of one of this bundle's setups with the weights in it, on a device of its own with default limits.
+    /// An engine of one of this bundle's setups with the weights in it, on a device of its own with default limits; with
+    /// a variant of the kernels that needs features, on one that has these.
     pub fn engine_of(&self, setup: Setup, options: EngineOptions) -> Engine {
         let device = GpuOptions {
-            default_limits: true,
-            low_power: false,
+            default_limits: options.variant == Variant::BASE,
+            extras: Extras::of(options.variant),
             ..GpuOptions::default()
         };
+        self.engine_on(device, setup, options)
+    }
+
+    /// The same on a device that is asked for so.
+    pub fn engine_on(&self, device: GpuOptions, setup: Setup, options: EngineOptions) -> Engine {
         let gpu = block_on(Gpu::open(device, setup.needs()))
             .unwrap_or_else(|error| panic!("MOA_TEST_WGPU=yes, but: {error}"));
         let mut engine = block_on(Engine::new(gpu, setup, options)).expect("an engine");

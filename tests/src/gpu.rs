@@ -1,9 +1,10 @@
-//! One kernel on a device with WebGPU's default limits: outputs poisoned before, guard words behind every buffer.
+//! One kernel on a device with WebGPU's default limits, and for the variants that need more with their features: outputs
+//! poisoned before, guard words behind every buffer.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use moa_shaders::{Access, ENTRY_POINT, HeadShape, Kernel};
+use moa_shaders::{Access, Compiler, Dialect, ENTRY_POINT, HeadShape, Kernel, Products, Variant};
 
 /// A NaN with a payload that no kernel writes.
 pub const POISON: u32 = 0x7fc0_beef;
@@ -16,6 +17,8 @@ pub struct TestGpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     name: String,
+    dialect: Dialect,
+    subgroup: u32,
     pipelines: HashMap<String, wgpu::ComputePipeline>,
 }
 
@@ -43,29 +46,103 @@ impl Data<'_> {
     }
 }
 
+/// What kernels use beyond the defaults, where it is there.
+const FEATURES: wgpu::Features = wgpu::Features::SUBGROUP.union(wgpu::Features::SHADER_F16);
+
 /// The device of this process. Fails the test where there is none: tests that may lack one are ignored instead.
 pub fn test_gpu() -> MutexGuard<'static, TestGpu> {
-    static GPU: OnceLock<Mutex<TestGpu>> = OnceLock::new();
-    GPU.get_or_init(|| Mutex::new(TestGpu::open()))
+    test_gpu_in(Dialect::BASE)
+}
+
+/// A device for kernels in a dialect: one without any feature where it needs none.
+pub fn test_gpu_in(dialect: Dialect) -> MutexGuard<'static, TestGpu> {
+    static PLAIN: OnceLock<Mutex<TestGpu>> = OnceLock::new();
+    static EXTENDED: OnceLock<Mutex<TestGpu>> = OnceLock::new();
+    let (gpu, features) = if dialect.variant == Variant::BASE {
+        (&PLAIN, wgpu::Features::empty())
+    } else {
+        (&EXTENDED, FEATURES)
+    };
+    let mut gpu = gpu
+        .get_or_init(|| Mutex::new(TestGpu::open(features)))
         .lock()
-        .unwrap_or_else(PoisonError::into_inner)
+        .unwrap_or_else(PoisonError::into_inner);
+    gpu.dialect = dialect;
+    gpu
+}
+
+fn dialect(variant: Variant, subgroup: u32) -> Dialect {
+    Dialect {
+        variant,
+        subgroup,
+        compiler: Compiler::HERE,
+    }
+}
+
+/// The base and, where the device has subgroups, exchange within them: of their smallest size, and of four threads, which
+/// is less than some have.
+pub fn reductions() -> Vec<Dialect> {
+    let variant = Variant {
+        subgroups: true,
+        ..Variant::BASE
+    };
+    let gpu = test_gpu_in(dialect(variant, 4));
+    let mut list = vec![Dialect::BASE];
+    if gpu.device.features().contains(wgpu::Features::SUBGROUP) {
+        list.push(dialect(variant, gpu.subgroup));
+        if gpu.subgroup > 4 {
+            list.push(dialect(variant, 4));
+        }
+    }
+    list
+}
+
+/// Decode with packed inputs, which needs no feature.
+pub fn packed() -> Dialect {
+    dialect(
+        Variant {
+            packed: true,
+            ..Variant::BASE
+        },
+        1,
+    )
+}
+
+/// The ways to multiply that the device has.
+pub fn products() -> Vec<Dialect> {
+    let variant = |products| Variant {
+        products,
+        ..Variant::BASE
+    };
+    let gpu = test_gpu_in(dialect(variant(Products::Dp4a), 1));
+    let halves = gpu.device.features().contains(wgpu::Features::SHADER_F16);
+    Products::ALL
+        .into_iter()
+        .filter(|products| *products != Products::F16 || halves)
+        .map(|products| dialect(variant(products), 1))
+        .collect()
 }
 
 impl TestGpu {
-    fn open() -> Self {
+    fn open(features: wgpu::Features) -> Self {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
         descriptor.flags = wgpu::InstanceFlags::empty();
         let instance = wgpu::Instance::new(descriptor);
         let adapter =
             pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default()))
                 .unwrap_or_else(|error| panic!("MOA_TEST_WGPU=yes, but no WebGPU device: {error}"));
-        let (device, queue) =
-            pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default()))
-                .unwrap_or_else(|error| panic!("MOA_TEST_WGPU=yes, but no WebGPU device: {error}"));
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            required_features: features & adapter.features(),
+            ..wgpu::DeviceDescriptor::default()
+        }))
+        .unwrap_or_else(|error| panic!("MOA_TEST_WGPU=yes, but no WebGPU device: {error}"));
+        let info = adapter.get_info();
         Self {
             device,
             queue,
-            name: adapter.get_info().name,
+            name: info.name,
+            dialect: Dialect::BASE,
+            subgroup: info.subgroup_min_size,
             pipelines: HashMap::new(),
         }
     }
@@ -159,7 +236,7 @@ impl TestGpu {
     }
 
     fn pipeline(&mut self, kernel: Kernel, shape: HeadShape) -> wgpu::ComputePipeline {
-        let source = kernel.source(shape);
+        let source = kernel.source_in(shape, self.dialect);
         if let Some(pipeline) = self.pipelines.get(&source) {
             return pipeline.clone();
         }

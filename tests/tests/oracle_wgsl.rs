@@ -14,7 +14,9 @@ use moa_format::{BlockType, DType, ImportOptions, PackedPiece, Plan, TensorSpec,
 use moa_mask::MaskGrid;
 use moa_model::{Checkpoint, SourceType};
 use moa_reference::compare::{Tolerance, compare};
-use moa_runtime_web::{Engine, EngineOptions};
+use moa_runtime_web::{
+    DecodeKernels, Engine, EngineOptions, Extras, GpuOptions, Products, Setup, Variant,
+};
 use moa_tests::bundles::Bundle;
 use moa_tests::tiny::{KvStored, TinyModel};
 use pollster::block_on;
@@ -232,6 +234,8 @@ fn smollm2() -> Bundle {
 
 /// Tokens that must be equal: those before the first step whose two best logits are closer than this.
 const CLEAR_MARGIN: f64 = 0.15;
+/// The same where inputs of products are rounded on their way.
+const CLEAR_MARGIN_ROUNDED: f64 = 0.5;
 
 #[test]
 #[cfg_attr(
@@ -243,63 +247,136 @@ const CLEAR_MARGIN: f64 = 0.15;
     ignore = "no SmolLM2: set MOA_SMOLLM2_GGUF"
 )]
 fn smollm2_chooses_the_oracles_tokens() {
-    let oracle: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(fixture("smollm2").join("greedy.json")).unwrap())
-            .unwrap();
-    let bundle = smollm2();
-    let config = bundle.manifest.model.clone();
-    let planned = Plan::import(
-        oracle["plan"].to_string(),
-        ImportOptions::new("oracle", &config),
-    )
-    .unwrap();
-    let numbers = |value: &serde_json::Value| -> Vec<f64> {
-        value
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|number| number.as_f64().unwrap())
-            .collect()
-    };
-    let ids_of =
-        |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+    let (oracle, bundle) = (greedy_oracle(), smollm2());
     let mut compared = 0;
-    for (kind, plan) in [("dense", &bundle.plan), ("plan", &planned)] {
-        let mut engine = bundle.engine_with(plan, 1500, EngineOptions::default());
+    for (kind, plan) in plans(&oracle, &bundle) {
+        let mut engine = bundle.engine_with(&plan, 1500, EngineOptions::default());
         for case in oracle["cases"].as_array().unwrap() {
-            let (ids, expected) = (
-                ids_of(&case["ids"]),
-                ids_of(&case[format!("{kind}_greedy")]),
-            );
-            let margins = numbers(&case[format!("{kind}_top1_margin")]);
-            let clear = margins
-                .iter()
-                .position(|&margin| margin < CLEAR_MARGIN)
-                .unwrap_or(expected.len());
-            engine.reset();
-            prefill(&mut engine, &ids);
-            let mut tokens = Vec::new();
-            while tokens.len() < expected.len() {
-                let left = u32::try_from(expected.len() - tokens.len()).unwrap();
-                tokens.extend(block_on(engine.decode(left.min(8))).unwrap());
-            }
-            let equal = tokens
-                .iter()
-                .zip(&expected)
-                .take_while(|(a, b)| a == b)
-                .count();
-            println!(
-                "{} under {kind}: {equal} of {} tokens, {clear} clear",
-                case["name"],
-                expected.len()
-            );
-            assert!(
-                equal >= clear,
-                "{} under {kind}: {tokens:?}, expected {expected:?}",
-                case["name"]
-            );
-            compared += clear;
+            compared += check_tokens(kind, &mut engine, case, CLEAR_MARGIN, usize::MAX);
         }
     }
     assert!(compared > 100, "only {compared} tokens were clear");
+}
+
+/// The kernels of real devices in every variant that this device has, on a short prompt under a plan.
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+#[cfg_attr(
+    all(skip_smollm2, not(skip_wgpu)),
+    ignore = "no SmolLM2: set MOA_SMOLLM2_GGUF"
+)]
+fn smollm2_chooses_the_oracles_tokens_in_every_variant() {
+    let (oracle, bundle) = (greedy_oracle(), smollm2());
+    let cases = oracle["cases"].as_array().unwrap();
+    let case = cases.iter().find(|case| case["name"] == "rain").unwrap();
+    let (kind, plan) = &plans(&oracle, &bundle)[1];
+    let setup = || Setup::new(bundle.manifest.clone(), plan.clone(), 200).unwrap();
+    let everything = GpuOptions {
+        extras: Extras::ALL,
+        ..GpuOptions::default()
+    };
+    let options = EngineOptions {
+        decode_kernels: Some(DecodeKernels::Fused),
+        ..EngineOptions::default()
+    };
+    let mut engine = bundle.engine_on(everything, setup(), options);
+    let extras = engine.gpu().extras();
+    let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+    let logits = |engine: &mut Engine| {
+        engine.reset();
+        prefill(engine, &ids[..ids.len() - 1]);
+        engine.choose(ids[ids.len() - 1]).unwrap();
+        block_on(engine.logits()).unwrap()
+    };
+    let expected = logits(&mut engine);
+    // Each part by itself, and the most that may come together.
+    let names = [
+        "subgroups",
+        "f16",
+        "dp4a",
+        "packed",
+        "subgroups+dp4a+packed",
+    ];
+    let variants: [Variant; 5] = names.map(|name| name.parse().unwrap());
+    for variant in variants
+        .into_iter()
+        .filter(|variant| extras.allow(*variant))
+    {
+        block_on(engine.set_variant(variant)).unwrap();
+        let margin = if variant.products == Products::F32 && !variant.packed {
+            CLEAR_MARGIN
+        } else {
+            CLEAR_MARGIN_ROUNDED
+        };
+        let actual = logits(&mut engine);
+        let square = |value: f32| f64::from(value).powi(2);
+        let pairs = actual.iter().zip(&expected);
+        let error: f64 = pairs.map(|(a, e)| square(a - e)).sum();
+        let norm: f64 = expected.iter().copied().map(square).sum();
+        println!("{variant}: {:.2e} of the norm", (error / norm).sqrt());
+        let compared = check_tokens(kind, &mut engine, case, margin, 12);
+        assert!(compared > 2, "{variant}: only {compared} tokens were clear");
+    }
+}
+
+fn greedy_oracle() -> serde_json::Value {
+    let file = fixture("smollm2").join("greedy.json");
+    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+}
+
+/// The dense plan and the oracle's.
+fn plans(oracle: &serde_json::Value, bundle: &Bundle) -> [(&'static str, Plan); 2] {
+    let options = ImportOptions::new("oracle", &bundle.manifest.model);
+    let planned = Plan::import(oracle["plan"].to_string(), options).unwrap();
+    [("dense", bundle.plan.clone()), ("plan", planned)]
+}
+
+/// Greedy tokens after a case's prompt, at most so many; how many were clear and so had to be equal.
+fn check_tokens(
+    kind: &str,
+    engine: &mut Engine,
+    case: &serde_json::Value,
+    margin: f64,
+    most: usize,
+) -> usize {
+    let ids_of =
+        |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+    let (ids, mut expected) = (
+        ids_of(&case["ids"]),
+        ids_of(&case[format!("{kind}_greedy")]),
+    );
+    expected.truncate(most);
+    let margins: Vec<f64> =
+        serde_json::from_value(case[format!("{kind}_top1_margin")].clone()).unwrap();
+    let clear = margins
+        .iter()
+        .position(|&own| own < margin)
+        .unwrap_or(expected.len())
+        .min(expected.len());
+    engine.reset();
+    prefill(engine, &ids);
+    let mut tokens = Vec::new();
+    while tokens.len() < expected.len() {
+        let left = u32::try_from(expected.len() - tokens.len()).unwrap();
+        tokens.extend(block_on(engine.decode(left.min(8))).unwrap());
+    }
+    let equal = tokens
+        .iter()
+        .zip(&expected)
+        .take_while(|(a, b)| a == b)
+        .count();
+    println!(
+        "{} under {kind}: {equal} of {} tokens, {clear} clear",
+        case["name"],
+        expected.len()
+    );
+    assert!(
+        equal >= clear,
+        "{} under {kind}: {tokens:?}, expected {expected:?}",
+        case["name"]
+    );
+    clear
 }

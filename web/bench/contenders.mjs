@@ -6,12 +6,12 @@ import { join } from "node:path";
 export const CONTENDERS = [
   {
     name: "moa",
-    rows: ({ plans }, { contextLength }) =>
+    rows: ({ plans }, { contextLength, kernels }) =>
       ["dense", ...plans].map((plan) => ({
         label: plan === "dense" ? "moa, dense" : `moa, plan ${plan}`,
         weights: "q4 and q8, lossless from the GGUF",
         script: "moa",
-        load: { manifest: "/bundle/manifest.json", plan, contextLength },
+        load: { manifest: "/bundle/manifest.json", plan, contextLength, kernels },
       })),
   },
   {

@@ -34,6 +34,7 @@ const { values: given } = parseArgs({
     repetitions: { type: "string", default: "5" },
     threads: { type: "string", default: "2" },
     ubatch: { type: "string" },
+    kernels: { type: "string", default: "auto" },
     "limit-s": { type: "string", default: "1200" },
     help: { type: "boolean", short: "h", default: false },
   },
@@ -47,6 +48,7 @@ if (given.help || !given.bundle || !given.out) {
   --threads 2        of the CPU backends
   --ubatch N         wllama's physical batch on WebGPU; its own default without
   --built DIR        scripts and engines that another run bundled, target/bench-web there; here nothing needs to be installed then
+  --kernels auto     moa's, by their name among its options; by default those that a trial at the load finds
   --limit-s 1200     after so long a contender is given up, and its row says so
 contenders: ${CONTENDERS.map(({ name }) => name).join(", ")}`);
   process.exit(given.help ? 0 : 1);
@@ -63,6 +65,7 @@ const options = {
   repetitions: number("repetitions"),
   threads: number("threads"),
   ubatch: given.ubatch === undefined ? undefined : number("ubatch"),
+  kernels: given.kernels,
   limitMs: 1000 * number("limit-s"),
 };
 // A depth of 0 is a prompt of one token: nothing can be decoded after none.

@@ -1,6 +1,7 @@
 /**
  * Which model a page runs, and what a person sees while it loads. Address: `?model=URL` of a manifest or `hf:name` (by
- * default the bundle in the folder above the pages), `?plan=NAME`, `?context=TOKENS`; links to other pages keep it.
+ * default the bundle in the folder above the pages), `?plan=NAME`, `?context=TOKENS`, `?kernels=NAME` as in `EngineOptions`;
+ * links to other pages keep it.
  */
 
 import { type Engine, type EngineOptions, type ForkOptions, type LoadProgress, MoaError, type ProbedModel, createEngine, probe } from "moa-runtime";
@@ -22,6 +23,7 @@ export const asked = {
   plan: address.searchParams.get("plan") ?? undefined,
   context: Number(address.searchParams.get("context")) || undefined,
 };
+const kernels = address.searchParams.get("kernels");
 
 /** Opens this page again with another choice; `undefined` takes one back. */
 export function choose(choices: Readonly<Record<string, string | undefined>>): void {
@@ -65,7 +67,7 @@ export async function open(options: Partial<EngineOptions> & { label?: string } 
   const { label, ...engine } = options;
   element("loading").hidden = false;
   try {
-    return await createEngine({ model, ...askedPlan(), onProgress: (progress) => showProgress(progress, label), ...engine });
+    return await createEngine({ model, ...askedPlan(), ...(kernels ? { kernels } : {}), onProgress: (progress) => showProgress(progress, label), ...engine });
   } catch (error) {
     failed(error);
     return undefined;

@@ -10,8 +10,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moa_mask::KvFormat;
-use moa_runtime_web::EngineError;
 use moa_runtime_web::bundle::BundleError;
+use moa_runtime_web::{EngineError, Variant, VariantError};
 
 /// Runs a compiled bundle on this machine's GPU.
 #[derive(Debug, Parser)]
@@ -44,12 +44,36 @@ struct EngineArgs {
     /// How keys and values are kept.
     #[arg(long, value_enum, default_value_t = Kv::F16)]
     kv: Kv,
-    /// Ask for nothing beyond WebGPU's default limits.
+    /// Ask for nothing beyond WebGPU's default limits and features.
     #[arg(long)]
     default_limits: bool,
+    /// What kernels use beyond WebGPU's defaults: base for nothing; subgroups, f16 or dp4a (prefill), packed (decode), some
+    /// of them joined by +; or auto for what is quickest here.
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    variant: ChosenVariant,
     /// One JSON document on stdout instead of lines.
     #[arg(long)]
     json: bool,
+}
+
+/// The choices of `--variant`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ChosenVariant {
+    /// The quickest.
+    Auto,
+    /// This one.
+    Given(Variant),
+}
+
+impl std::str::FromStr for ChosenVariant {
+    type Err = VariantError;
+
+    fn from_str(text: &str) -> Result<Self, VariantError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            name => name.parse().map(Self::Given),
+        }
+    }
 }
 
 /// The choices of `--kv`.

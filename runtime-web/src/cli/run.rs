@@ -7,12 +7,12 @@ use clap::Args;
 use moa_format::{CHUNK_BYTES, Plan};
 use moa_runtime_web::bundle::Bundle;
 use moa_runtime_web::{
-    DecodeKernels, Engine, EngineOptions, Gpu, GpuOptions, Progress, Request, Sampler,
-    SamplingOptions, Setup, generate as generate_tokens,
+    DecodeKernels, Engine, EngineOptions, Extras, Gpu, GpuOptions, Progress, Request, Sampler,
+    SamplingOptions, Setup, Variant, generate as generate_tokens,
 };
 use serde_json::json;
 
-use super::{CliError, EngineArgs};
+use super::{ChosenVariant, CliError, EngineArgs};
 
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
@@ -145,7 +145,9 @@ pub(super) fn make_engine(
         .unwrap_or(needed.clamp(1, bundle.manifest().model.max_context));
     let (gpu, options) = options(args, decode_kernels, timestamps);
     let setup = bundle.setup(plan, context)?.with_kv_format(args.kv.into());
-    Ok(pollster::block_on(bundle.engine(setup, gpu, options))?)
+    let mut engine = pollster::block_on(bundle.engine(setup, gpu, options))?;
+    tune(args, &mut engine)?;
+    Ok(engine)
 }
 
 /// An engine with the weights in `shards`.
@@ -167,7 +169,16 @@ pub(super) fn load(
         }
     }
     pollster::block_on(engine.finish_loading())?;
+    tune(args, &mut engine)?;
     Ok(engine)
+}
+
+/// Finds the quickest kernels where nobody has said which.
+fn tune(args: &EngineArgs, engine: &mut Engine) -> Result<(), CliError> {
+    if args.variant == ChosenVariant::Auto && !engine.gpu().is_software() {
+        pollster::block_on(engine.tune())?;
+    }
+    Ok(())
 }
 
 fn options(
@@ -175,14 +186,20 @@ fn options(
     decode_kernels: Option<DecodeKernels>,
     timestamps: bool,
 ) -> (GpuOptions, EngineOptions) {
+    let (extras, variant) = match args.variant {
+        ChosenVariant::Auto => (Extras::ALL, Variant::BASE),
+        ChosenVariant::Given(variant) => (Extras::of(variant), variant),
+    };
     let gpu = GpuOptions {
         default_limits: args.default_limits,
+        extras,
         low_power: false,
         timestamps,
     };
     let options = EngineOptions {
         prefill_chunk: args.prefill_chunk,
         decode_kernels,
+        variant,
     };
     (gpu, options)
 }
@@ -194,6 +211,7 @@ pub(super) fn adapter(engine: &Engine) -> serde_json::Value {
         "driver": info.driver_info,
         "backend": info.backend.to_string(),
         "software": engine.gpu().is_software(),
+        "variant": engine.variant().to_string(),
     })
 }
 

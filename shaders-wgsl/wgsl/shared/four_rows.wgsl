@@ -2,9 +2,9 @@
 //
 // LANES of 256 threads share four rows, so 256 / LANES sets of four rows make a workgroup; where SET_ROWS is 2, only
 // two: few rows are more workgroups then, and results 2 and 3 mean nothing. The inputs go through
-// workgroup memory in tiles of 2,048 columns, [vector of a group][group], so that neighboring lanes, which take
-// neighboring groups of 32 columns, read neighboring vectors. Each input is multiplied with the norm's weight on its
-// way, and the sum of squares is taken along: every workgroup finds the root of the mean square by itself.
+// workgroup memory in tiles of 2,048 columns, of which neighboring lanes take neighboring groups of 32. Each input is
+// multiplied with the norm's weight on its way, and the sum of squares is taken along: every workgroup finds the root of
+// the mean square by itself.
 // The tile and the block after the current ones are on their way while the current ones are multiplied; the first
 // ones, and whatever else the caller has asked for, are on their way before it is known whether a token is in flight.
 
@@ -12,12 +12,6 @@
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 
 const TILE_GROUPS: u32 = 64u;
-// One vector more than groups, so that a group's vectors fall into different banks.
-const TILE_STRIDE: u32 = TILE_GROUPS + 1u;
-
-var<workgroup> tile: array<vec4<f32>, 520>;
-var<workgroup> partials: array<vec4<f32>, THREADS>;
-var<workgroup> squares: array<f32, THREADS>;
 
 struct Input {
     value: vec4<f32>,
@@ -56,9 +50,9 @@ fn four_rows(
         block_3 = load_block(values_at.w, scales_at.w, first);
     }
     // Two inputs of a tile a thread.
-    var input_a = load_input(thread, cols4, first_input, norm_at);
-    var input_b = load_input(thread + THREADS, cols4, first_input, norm_at);
-    let slot = (thread % 8u) * TILE_STRIDE + thread / 8u;
+    let own = first_vector(thread);
+    var input_a = load_input(own, cols4, first_input, norm_at);
+    var input_b = load_input(own + VECTOR_STEP, cols4, first_input, norm_at);
     if (state.len == 0u) {
         return vec4<f32>(0.0);
     }
@@ -71,13 +65,13 @@ fn four_rows(
             input_a.value *= input_a.norm;
             input_b.value *= input_b.norm;
         }
+        announce_inputs(thread, input_a.value, input_b.value);
         workgroupBarrier();
-        tile[slot] = input_a.value;
-        tile[slot + THREADS / 8u] = input_b.value;
+        store_inputs(thread, input_a.value, input_b.value);
         workgroupBarrier();
-        let next_input = 8u * (tile_first + TILE_GROUPS) + thread;
+        let next_input = 8u * (tile_first + TILE_GROUPS) + own;
         input_a = load_input(next_input, cols4, first_input, norm_at);
-        input_b = load_input(next_input + THREADS, cols4, first_input, norm_at);
+        input_b = load_input(next_input + VECTOR_STEP, cols4, first_input, norm_at);
         for (var in_tile = lane; in_tile < tile_groups; in_tile += LANES) {
             let group = tile_first + in_tile;
             let next = min(group + LANES, groups - 1u);
@@ -89,24 +83,12 @@ fn four_rows(
                 next_2 = load_block(values_at.z, scales_at.z, next);
                 next_3 = load_block(values_at.w, scales_at.w, next);
             }
-            let inputs = array<vec4<f32>, 8>(
-                tile[in_tile],
-                tile[TILE_STRIDE + in_tile],
-                tile[2u * TILE_STRIDE + in_tile],
-                tile[3u * TILE_STRIDE + in_tile],
-                tile[4u * TILE_STRIDE + in_tile],
-                tile[5u * TILE_STRIDE + in_tile],
-                tile[6u * TILE_STRIDE + in_tile],
-                tile[7u * TILE_STRIDE + in_tile],
-            );
-            let total = ((inputs[0] + inputs[1]) + (inputs[2] + inputs[3]))
-                + ((inputs[4] + inputs[5]) + (inputs[6] + inputs[7]));
-            let input_sum = (total.x + total.y) + (total.z + total.w);
-            sums.x += dot_block(block_0, cols, group, inputs, input_sum);
-            sums.y += dot_block(block_1, cols, group, inputs, input_sum);
+            let inputs = load_group(in_tile);
+            sums.x += dot_inputs(block_0, cols, group, inputs);
+            sums.y += dot_inputs(block_1, cols, group, inputs);
             if (SET_ROWS == 4u) {
-                sums.z += dot_block(block_2, cols, group, inputs, input_sum);
-                sums.w += dot_block(block_3, cols, group, inputs, input_sum);
+                sums.z += dot_inputs(block_2, cols, group, inputs);
+                sums.w += dot_inputs(block_3, cols, group, inputs);
             }
             block_0 = next_0;
             block_1 = next_1;
@@ -115,34 +97,9 @@ fn four_rows(
         }
     }
 
-    // Eight sums a set, then one; sixteen sums of squares of the whole workgroup, then one.
-    partials[thread] = sums;
-    squares[thread] = square_sum;
-    workgroupBarrier();
-    if (lane < 8u) {
-        for (var other = 8u; other < LANES; other += 8u) {
-            sums += partials[thread + other];
-        }
-        partials[thread] = sums;
+    let all = set_sums(thread, sums, square_sum);
+    if (NORM) {
+        return all.sums * (1.0 / sqrt(all.squares / f32(cols) + eps));
     }
-    if (NORM && thread < 16u) {
-        for (var other = 16u; other < THREADS; other += 16u) {
-            square_sum += squares[thread + other];
-        }
-        squares[thread] = square_sum;
-    }
-    workgroupBarrier();
-    if (lane == 0u) {
-        for (var other = 1u; other < 8u; other += 1u) {
-            sums += partials[thread + other];
-        }
-        if (NORM) {
-            var total = 0.0;
-            for (var other = 0u; other < 16u; other += 1u) {
-                total += squares[other];
-            }
-            sums *= 1.0 / sqrt(total / f32(cols) + eps);
-        }
-    }
-    return sums;
+    return all.sums;
 }

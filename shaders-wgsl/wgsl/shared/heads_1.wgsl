@@ -3,8 +3,6 @@
 alias Heads = f32;
 
 const HEADS_WIDTH: u32 = 1u;
-// Keys of a round that a thread has a part of.
-const KEYS_PER_LANE: u32 = 4u;
 
 fn all_heads(value: f32) -> Heads {
     return value;

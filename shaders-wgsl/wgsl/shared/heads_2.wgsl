@@ -3,8 +3,6 @@
 alias Heads = vec2<f32>;
 
 const HEADS_WIDTH: u32 = 2u;
-// Keys of a round that a thread has a part of.
-const KEYS_PER_LANE: u32 = 4u;
 
 fn all_heads(value: f32) -> Heads {
     return vec2<f32>(value);

@@ -1,11 +1,9 @@
-// One value for each query head that a workgroup of decode attention serves: three or four heads. Where there are
-// three, the last one is computed twice and stored once.
+// One value for each query head that a workgroup of decode attention serves: up to four heads. Where there are
+// fewer, the last ones are computed for nobody.
 
 alias Heads = vec4<f32>;
 
 const HEADS_WIDTH: u32 = 4u;
-// Keys of a round that a thread has a part of.
-const KEYS_PER_LANE: u32 = 4u;
 
 fn all_heads(value: f32) -> Heads {
     return vec4<f32>(value);
@@ -22,9 +20,10 @@ fn lane_sum_of_head(lane: u32, head: u32) -> f32 {
 
 // Four channels of every head's query.
 fn load_queries(first_head: u32, channel4: u32) -> array<Heads, 4> {
-    let at = first_head * HEAD_DIM4 + channel4;
-    let last = at + (HEADS_PER_ITEM - 1u) * HEAD_DIM4;
-    let heads = transpose(mat4x4<f32>(q[at], q[at + HEAD_DIM4], q[at + 2u * HEAD_DIM4], q[last]));
+    let last = (first_head / GQA_GROUP) * GQA_GROUP + (GQA_GROUP - 1u);
+    let head = min(vec4<u32>(first_head) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last));
+    let at = head * HEAD_DIM4 + channel4;
+    let heads = transpose(mat4x4<f32>(q[at.x], q[at.y], q[at.z], q[at.w]));
     return array<Heads, 4>(heads[0], heads[1], heads[2], heads[3]);
 }
 

@@ -7,10 +7,10 @@ use moa_reference::attention_decode::{DecodeHead, attention_decode};
 use moa_reference::attention_prefill::attention_prefill;
 use moa_reference::compare::{Tolerance, compare};
 use moa_reference::merge_lse::{Part, merge_lse};
-use moa_shaders::{ATTENTION_ROWS, HeadShape, Kernel};
+use moa_shaders::{ATTENTION_ROWS, Dialect, HeadShape, Kernel};
 use moa_tests::attention::{Inputs, unpacked};
 use moa_tests::cases::{self, AttentionCase};
-use moa_tests::gpu::{Data, floats, test_gpu};
+use moa_tests::gpu::{Data, floats, reductions, test_gpu, test_gpu_in};
 use moa_tests::random::Random;
 
 use crate::{bits, state};
@@ -208,36 +208,34 @@ fn prefill_attention_never_looks_at_forbidden_keys() {
 
 /// The work list as the engine makes it, at so many rounds to a part.
 fn work_list(case: &AttentionCase, rounds: u32) -> (Vec<DecodeItem>, Vec<HeadParts>) {
-    let served = case.head_shape().heads_per_item();
-    let group = case.heads / case.kv_heads;
+    let shape = case.head_shape();
+    let (served, sharing) = (shape.heads_per_item(), shape.items_per_part());
+    let group = shape.gqa_group();
     let (mut items, mut heads, mut partial) = (Vec::new(), Vec::new(), 0);
     for (kv_head, mask) in (0..case.kv_heads).zip(&case.masks) {
-        let keys = rounds * case.head_shape().decode_round();
+        let keys = rounds * shape.decode_round();
         let parts = mask.span().min(case.context).div_ceil(keys);
-        for first in (0..group).step_by(served as usize) {
-            items.extend((0..parts).map(|part| DecodeItem {
+        for part in 0..parts {
+            items.extend((0..sharing).map(|item| DecodeItem {
                 kv_head,
-                first_head: kv_head * group + first,
+                first_head: kv_head * group + item * served,
                 part,
                 parts,
             }));
-            heads.extend((0..served).map(|head| HeadParts {
-                first: partial + head,
-                stride: served,
-                parts,
-                reserved: 0,
-            }));
-            partial += parts * served;
         }
+        heads.extend((0..group).map(|head| HeadParts {
+            first: partial + head,
+            stride: sharing * served,
+            parts,
+            reserved: 0,
+        }));
+        partial += parts * sharing * served;
     }
     (items, heads)
 }
 
-fn run_decode(case: &AttentionCase, inputs: &Inputs, forbidden: u32, rounds: u32) -> Vec<f32> {
-    run_decode_of(KvFormat::Sixteen, case, inputs, forbidden, rounds)
-}
-
 fn run_decode_of(
+    dialect: Dialect,
     format: KvFormat,
     case: &AttentionCase,
     inputs: &Inputs,
@@ -250,7 +248,7 @@ fn run_decode_of(
     let ring = |rows| ring(case, format, rows, case.start + 1, forbidden);
     let words = items.len() * (shape.heads_per_item() * (case.head_dim + 2)) as usize;
     let count = |len: usize| u32::try_from(len).unwrap();
-    let mut gpu = test_gpu();
+    let mut gpu = test_gpu_in(dialect);
     let partials = gpu.run(
         Kernel::AttentionDecode(format),
         shape,
@@ -309,44 +307,53 @@ fn twin_decode(case: &AttentionCase, inputs: &Inputs, masks: &[HeadMask]) -> Vec
     ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
 )]
 fn decode_attention_equals_its_twin() {
-    for (seed, case) in (101..).zip(cases::attention_decode()) {
-        let inputs = case.inputs(seed);
-        let expected = twin_decode(&case, &inputs, &case.masks);
-        // A part of one round, and some rounds in a part.
-        let actual = [1, 3].map(|rounds| run_decode(&case, &inputs, NAN_PAIR, rounds));
-        for actual in &actual {
-            let error = compare(actual, &expected, attention_tolerance(&case)).assert(case.name);
-            println!("attention_decode, {}: {error:.2e}", case.name);
+    for dialect in reductions() {
+        for (seed, case) in (101..).zip(cases::attention_decode()) {
+            check_decode(dialect, seed, &case);
         }
-        let [actual, _] = actual;
-        // Prefill's definition says the same without any ring.
-        let linear = twin_prefill(&case, &inputs, &case.masks);
-        let _ = compare(&expected, &linear, Tolerance::new(1e-12, 1e-12)).assert(case.name);
-        assert!(
-            bits(&actual) == bits(&run_decode(&case, &inputs, THREES, 1)),
-            "{}: a forbidden slot",
-            case.name
-        );
+    }
+}
 
-        let q_pos = case.start;
-        for change in [1i64, -1] {
-            let changed: Vec<HeadMask> = case
-                .masks
-                .iter()
-                .map(|&mask| HeadMask {
-                    window: window_changed(mask.window, change),
-                    ..mask
-                })
-                .collect();
-            let differs = (case.masks.iter().zip(&changed)).any(|(a, b)| {
-                (0..=q_pos).any(|k_pos| a.attends(q_pos, k_pos) != b.attends(q_pos, k_pos))
-            });
-            // Among scores of 80 one key holds all the weight of a single query.
-            if differs && case.largest_score < 20.0 {
-                let expected = twin_prefill(&case, &inputs, &changed);
-                let passed = compare(&actual, &expected, attention_tolerance(&case)).passed();
-                assert!(!passed, "{}: window {change:+} passed", case.name);
-            }
+fn check_decode(dialect: Dialect, seed: u64, case: &AttentionCase) {
+    let run = |inputs: &Inputs, forbidden, rounds| {
+        run_decode_of(dialect, KvFormat::Sixteen, case, inputs, forbidden, rounds)
+    };
+    let inputs = case.inputs(seed);
+    let expected = twin_decode(case, &inputs, &case.masks);
+    // A part of one round, and some rounds in a part.
+    let actual = [1, 3].map(|rounds| run(&inputs, NAN_PAIR, rounds));
+    for actual in &actual {
+        let error = compare(actual, &expected, attention_tolerance(case)).assert(case.name);
+        println!("attention_decode, {}: {error:.2e}", case.name);
+    }
+    let [actual, _] = actual;
+    // Prefill's definition says the same without any ring.
+    let linear = twin_prefill(case, &inputs, &case.masks);
+    let _ = compare(&expected, &linear, Tolerance::new(1e-12, 1e-12)).assert(case.name);
+    assert!(
+        bits(&actual) == bits(&run(&inputs, THREES, 1)),
+        "{}: a forbidden slot",
+        case.name
+    );
+
+    let q_pos = case.start;
+    for change in [1i64, -1] {
+        let changed: Vec<HeadMask> = case
+            .masks
+            .iter()
+            .map(|&mask| HeadMask {
+                window: window_changed(mask.window, change),
+                ..mask
+            })
+            .collect();
+        let differs = (case.masks.iter().zip(&changed)).any(|(a, b)| {
+            (0..=q_pos).any(|k_pos| a.attends(q_pos, k_pos) != b.attends(q_pos, k_pos))
+        });
+        // Among scores of 80 one key holds all the weight of a single query.
+        if differs && case.largest_score < 20.0 {
+            let expected = twin_prefill(case, &inputs, &changed);
+            let passed = compare(&actual, &expected, attention_tolerance(case)).passed();
+            assert!(!passed, "{}: window {change:+} passed", case.name);
         }
     }
 }
@@ -359,7 +366,12 @@ fn decode_attention_equals_its_twin() {
 fn caches_of_bytes_are_read_as_what_the_bytes_mean() {
     // A NaN for a scale, and another row's.
     let forbidden = [f32::NAN.to_bits(), 0x4040_4040];
-    for (seed, case) in (101..).zip(cases::attention_decode()) {
+    let decode = |dialect| {
+        (101..)
+            .zip(cases::attention_decode())
+            .map(move |case| (dialect, case))
+    };
+    for (dialect, (seed, case)) in reductions().into_iter().flat_map(decode) {
         let inputs = case.inputs(seed);
         let kept = Inputs {
             k: case.through_bytes(&inputs.k, case.start + 1),
@@ -368,7 +380,7 @@ fn caches_of_bytes_are_read_as_what_the_bytes_mean() {
         };
         let expected = twin_prefill(&case, &kept, &case.masks);
         let [actual, other] =
-            forbidden.map(|word| run_decode_of(KvFormat::Int8, &case, &inputs, word, 1));
+            forbidden.map(|word| run_decode_of(dialect, KvFormat::Int8, &case, &inputs, word, 1));
         let error = compare(&actual, &expected, attention_tolerance(&case)).assert(case.name);
         println!("attention_decode.int8, {}: {error:.2e}", case.name);
         assert!(

@@ -4,15 +4,16 @@ use bytemuck::{bytes_of, cast_slice};
 use moa_mask::abi::{GateUpParams, PLACE_BYTES, ProjectParams, QkvParams};
 use moa_reference::compare::{Tolerance, compare};
 use moa_reference::gate_up::gate_up;
+use moa_reference::matmul::matmul_packed;
 use moa_reference::project::{Norm, project};
 use moa_reference::qkv::{Projection, qkv};
-use moa_shaders::{HeadShape, Kernel, Lanes, VectorType, WeightType};
+use moa_shaders::{Dialect, HeadShape, Kernel, Lanes, VectorType, WeightType};
 use moa_tests::attention::{packed, unpacked};
 use moa_tests::cases;
-use moa_tests::gpu::{Data, POISON, floats, test_gpu};
+use moa_tests::gpu::{Data, POISON, floats, packed as packed_inputs, reductions, test_gpu_in};
 use moa_tests::random::Random;
 
-use crate::matrices::piece;
+use crate::matrices::{away_from_ties, offsets, piece};
 use crate::{bits, state};
 
 /// Of sums of up to 4,160 products of magnitude 1, in f32.
@@ -84,9 +85,16 @@ fn scales_step(weight: WeightType, rows: u32, cols: u32) -> u32 {
     (rows * cols * bits / 8).div_ceil(PLACE_BYTES)
 }
 
-/// Weights of a norm, around 1.
-fn norm_weights(random: &mut Random, cols: u32) -> Vec<f32> {
-    (0..cols).map(|_| 1.0 + 0.5 * random.unit()).collect()
+/// Weights of a norm, around 1; powers of two for packed inputs.
+fn norm_weights(random: &mut Random, dialect: Dialect, cols: u32) -> Vec<f32> {
+    let mut weight = || {
+        if dialect.variant.packed {
+            [0.5, 1.0, 2.0][random.below(3) as usize]
+        } else {
+            1.0 + 0.5 * random.unit()
+        }
+    };
+    (0..cols).map(|_| weight()).collect()
 }
 
 /// Rows of each piece, columns, tokens in flight.
@@ -103,6 +111,42 @@ const PROJECT_CASES: [(&[u32], u32, usize); 8] = [
 /// Columns that are no whole groups of 32, for types without groups.
 const RAGGED: [(&[u32], u32, usize); 3] = [(&[20], 4, 1), (&[70, 11], 100, 1), (&[5], 2052, 1)];
 
+/// Every dialect with every weight type; subgroups with one, since they differ in what happens after the weights, and
+/// packed inputs with those that have bytes.
+fn dialects() -> impl Iterator<Item = (Dialect, WeightType)> {
+    let mut list = reductions();
+    list.push(packed_inputs());
+    list.into_iter().flat_map(|dialect| {
+        let variant = dialect.variant;
+        WeightType::ALL
+            .into_iter()
+            .filter(move |weight| !variant.subgroups || *weight == WeightType::Q4)
+            .filter(move |weight| !variant.packed || weight.has_scales())
+            .map(move |weight| (dialect, weight))
+    })
+}
+
+/// Inputs for a norm with these weights. Where they are packed, such that nothing is left to round: whole 127ths of
+/// the largest in their group once they have met the norm.
+fn inputs(random: &mut Random, dialect: Dialect, count: usize, norm: &[f32]) -> Vec<f32> {
+    if !dialect.variant.packed {
+        return random.spiked(count, 1.0);
+    }
+    (0..count)
+        .map(|index| {
+            let steps = if index % 32 == 0 {
+                127
+            } else {
+                random.below(255)
+            };
+            #[expect(clippy::cast_precision_loss, reason = "a small number")]
+            let value = (steps as f32 - 127.0) / 32.0;
+            let value = if index % 32 == 0 { 127.0 / 32.0 } else { value };
+            value / norm.get(index % norm.len().max(1)).copied().unwrap_or(1.0)
+        })
+        .collect()
+}
+
 /// How work is shared and how norms are stored in a case: everything with q4, one way with the other types. A variant
 /// is a pipeline, and its compilation is what takes time.
 fn variant(weight: WeightType, index: usize) -> (Lanes, VectorType) {
@@ -114,6 +158,7 @@ fn variant(weight: WeightType, index: usize) -> (Lanes, VectorType) {
 }
 
 fn check_project(
+    dialect: Dialect,
     lanes: Lanes,
     weight: WeightType,
     (pieces, cols, tokens): (&[u32], u32, usize),
@@ -133,12 +178,13 @@ fn check_project(
     let rows: u32 = pieces.iter().sum();
     let row_offset = 5;
     let out = (row_offset + rows + 3) as usize;
-    let x = random.spiked(tokens * cols as usize, 1.0);
     let before = random.spiked(out, 1.0);
     let (vector, norm_weight) = vector_words(
         norm.unwrap_or(VectorType::F32),
-        &norm_weights(&mut random, cols),
+        &norm_weights(&mut random, dialect, cols),
     );
+    let norm_of_inputs: &[f32] = if norm.is_some() { &norm_weight } else { &[] };
+    let x = inputs(&mut random, dialect, tokens * cols as usize, norm_of_inputs);
     let params = ProjectParams {
         rows,
         cols,
@@ -165,14 +211,14 @@ fn check_project(
         add,
         lanes,
     };
-    let label = format!("{} {pieces:?} x {cols}", kernel.label());
+    let label = format!("{} {pieces:?} x {cols}", kernel.label_in(SHAPE, dialect));
     let poisoned = if add {
         before.clone()
     } else {
         vec![f32::from_bits(POISON); out]
     };
     let run = |tokens: usize| {
-        let outputs = test_gpu().run(
+        let outputs = test_gpu_in(dialect).run(
             kernel,
             SHAPE,
             (rows.div_ceil(lanes.rows()), 1),
@@ -228,7 +274,7 @@ fn check_project(
     ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
 )]
 fn projections_equal_their_twin() {
-    for weight in WeightType::ALL {
+    for (dialect, weight) in dialects() {
         let mut list = PROJECT_CASES.to_vec();
         if !weight.has_scales() {
             list.extend(RAGGED);
@@ -241,13 +287,17 @@ fn projections_equal_their_twin() {
             } else {
                 (Some(kind), false)
             };
-            largest = largest.max(check_project(lanes, weight, case, norm, add));
+            largest = largest.max(check_project(dialect, lanes, weight, case, norm, add));
             if norm.is_none() {
-                let error = check_project(Lanes::L64Two, weight, case, norm, add);
+                let error = check_project(dialect, Lanes::L64Two, weight, case, norm, add);
                 largest = largest.max(error);
             }
         }
-        println!("project, {}: {largest:.2e}", weight.name());
+        println!(
+            "project, {}, {}: {largest:.2e}",
+            weight.name(),
+            dialect.variant
+        );
     }
 }
 
@@ -257,7 +307,7 @@ fn projections_equal_their_twin() {
     ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
 )]
 fn gates_with_their_projections_equal_their_twin() {
-    for weight in WeightType::ALL {
+    for (dialect, weight) in dialects() {
         let mut largest = 0.0f64;
         let ragged = if weight.has_scales() { 64 } else { 100 };
         for (index, (rows, cols)) in [(1, 32), (7, 96), (41, 576), (64, 2080), (13, ragged)]
@@ -267,10 +317,11 @@ fn gates_with_their_projections_equal_their_twin() {
             let (lanes, kind) = variant(weight, index);
             let mut random = Random::new(u64::from(rows * cols));
             let mut file = File::default();
-            let (norm_at, norm_weight) = file.vector(kind, &norm_weights(&mut random, cols));
+            let (norm_at, norm_weight) =
+                file.vector(kind, &norm_weights(&mut random, dialect, cols));
             let (gate_at, gate_scales_at, gate) = file.matrix(&mut random, weight, rows, cols);
             let (up_at, up_scales_at, up) = file.matrix(&mut random, weight, rows, cols);
-            let x = random.spiked(cols as usize, 1.0);
+            let x = inputs(&mut random, dialect, cols as usize, &norm_weight);
             let params = GateUpParams {
                 gate_at,
                 gate_scales_at,
@@ -293,9 +344,9 @@ fn gates_with_their_projections_equal_their_twin() {
                 norm: kind,
                 lanes,
             };
-            let label = format!("{} {rows} x {cols}", kernel.label());
+            let label = format!("{} {rows} x {cols}", kernel.label_in(SHAPE, dialect));
             let out = rows as usize + 5;
-            let outputs = test_gpu().run(
+            let outputs = test_gpu_in(dialect).run(
                 kernel,
                 SHAPE,
                 ((2 * rows).div_ceil(lanes.rows()), 1),
@@ -323,7 +374,11 @@ fn gates_with_their_projections_equal_their_twin() {
                 "{label}: swapped passed"
             );
         }
-        println!("gate_up, {}: {largest:.2e}", weight.name());
+        println!(
+            "gate_up, {}, {}: {largest:.2e}",
+            weight.name(),
+            dialect.variant
+        );
     }
 }
 
@@ -337,7 +392,7 @@ fn queries_keys_and_values_equal_their_twin() {
         theta: 10_000.0,
         scaling: None,
     };
-    for weight in WeightType::ALL {
+    for (dialect, weight) in dialects() {
         let mut largest = 0.0f64;
         for (index, case) in cases::attention_prefill().into_iter().enumerate() {
             // Half of the shapes for one type, one for the others.
@@ -351,7 +406,8 @@ fn queries_keys_and_values_equal_their_twin() {
             let has_bias = index % 3 != 0;
             let mut random = Random::new(index as u64);
             let mut file = File::default();
-            let (norm_at, norm_weight) = file.vector(kind, &norm_weights(&mut random, cols));
+            let (norm_at, norm_weight) =
+                file.vector(kind, &norm_weights(&mut random, dialect, cols));
             let heads = [case.heads, case.kv_heads, case.kv_heads];
             let parts: Vec<_> = heads
                 .iter()
@@ -362,7 +418,7 @@ fn queries_keys_and_values_equal_their_twin() {
                     (matrix, bias)
                 })
                 .collect();
-            let x = random.spiked(cols as usize, 1.0);
+            let x = inputs(&mut random, dialect, cols as usize, &norm_weight);
             let inv_freq = rope.inv_freq(case.head_dim);
             let (cos, sin) = rope.cos_sin(case.head_dim, 0..case.context);
             let table: Vec<f32> = cos
@@ -409,8 +465,8 @@ fn queries_keys_and_values_equal_their_twin() {
                 bias: has_bias.then_some(kind),
                 lanes,
             };
-            let label = format!("{}, {}", kernel.label(), case.name);
-            let outputs = test_gpu().run(
+            let label = format!("{}, {}", kernel.label_in(shape, dialect), case.name);
+            let outputs = test_gpu_in(dialect).run(
                 kernel,
                 shape,
                 ((4 * quads).div_ceil(lanes.rows()), 1),
@@ -450,6 +506,62 @@ fn queries_keys_and_values_equal_their_twin() {
                 );
             }
         }
-        println!("qkv, {}: {largest:.2e}", weight.name());
+        println!("qkv, {}, {}: {largest:.2e}", weight.name(), dialect.variant);
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn packed_inputs_are_rounded_as_the_twin_rounds_them() {
+    let dialect = packed_inputs();
+    for weight in [WeightType::Q4, WeightType::Q8] {
+        let (rows, cols) = (37, 2080);
+        let mut random = Random::new(9);
+        let (bytes, weights) = piece(&mut random, weight, rows, cols);
+        let mut x = random.spiked(cols as usize, 1.0);
+        away_from_ties(&mut x);
+        let offsets = offsets(weight, &bytes, &weights);
+        let expected = matmul_packed(&x, &weights, &offsets, cols as usize);
+        let scales_at = scales_step(weight, rows, cols);
+        let params = ProjectParams {
+            rows,
+            cols,
+            row_offset: 0,
+            piece_rows: rows,
+            piece_step: 0,
+            scales_step: scales_at,
+            last_scales_step: scales_at,
+            eps: EPS,
+        };
+        let kernel = Kernel::Project {
+            weight,
+            norm: None,
+            add: false,
+            lanes: Lanes::L64,
+        };
+        let outputs = test_gpu_in(dialect).run(
+            kernel,
+            SHAPE,
+            (rows.div_ceil(Lanes::L64.rows()), 1),
+            &[
+                ("params", Data::Bytes(bytes_of(&params))),
+                ("state", Data::U32(&state(7, 1))),
+                ("x", Data::F32(&x)),
+                ("values", Data::Bytes(&bytes)),
+                ("words", Data::Bytes(&bytes)),
+                ("y", Data::Poison(rows as usize)),
+            ],
+        );
+        let y = floats(&outputs["y"]);
+        let error = compare(&y, &expected, PROJECT).assert(weight.name());
+        println!("project, {}, packed, rounded: {error:.2e}", weight.name());
+        let exact = project(&x, None, &weights, None);
+        assert!(
+            !compare(&y, &exact, PROJECT).passed(),
+            "inputs that were never rounded passed"
+        );
     }
 }

@@ -2,6 +2,7 @@
 //! poisoned with NaN, guard words behind every buffer, and for each comparison a control that must fail. Tolerances
 //! stand beside the tests; the measured maxima in docs/kernels.md are what `--nocapture` prints.
 
+#![expect(clippy::print_stdout, reason = "measured errors, for docs/kernels.md")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
 mod attention;

@@ -4,11 +4,12 @@ use bytemuck::bytes_of;
 use moa_mask::abi::{PieceParams, ProjectParams};
 use moa_reference::compare::{Tolerance, compare};
 use moa_shaders::{
-    HeadShape, Kernel, MATMUL_TILE, MATVEC_ROWS, MatmulThreads, VectorType, WeightType,
+    Dialect, HeadShape, Kernel, MATMUL_TILE, MATVEC_ROWS, MatmulThreads, Products, VectorType,
+    WeightType,
 };
 use moa_tests::attention::{packed, unpacked};
 use moa_tests::cases::{self, MatmulCase};
-use moa_tests::gpu::{Data, POISON, floats, test_gpu};
+use moa_tests::gpu::{Data, POISON, floats, products, test_gpu, test_gpu_in};
 use moa_tests::random::Random;
 
 use crate::fused::File;
@@ -16,6 +17,8 @@ use crate::{bits, state};
 
 /// Of sums of up to 1,536 products of magnitude 1, in f32.
 const MATMUL: Tolerance = Tolerance::new(5e-5, 2e-5);
+/// The same where groups of 32 are summed in f16.
+const MATMUL_F16: Tolerance = Tolerance::new(5e-2, 5e-3);
 const EMBEDDING: Tolerance = Tolerance::new(1e-7, 1e-6);
 /// Attention's shape, which these kernels do not use.
 const SHAPE: HeadShape = HeadShape {
@@ -57,11 +60,32 @@ fn parts(weight: WeightType, bytes: &[u8], rows: u32, cols: u32) -> (Vec<u8>, Ve
     (bytes[..end].to_vec(), bytes[scales..].to_vec())
 }
 
-fn check_matmul(weight: WeightType, case: MatmulCase, vector: VectorType) -> f64 {
+/// Inputs that lie at no tie when they are rounded to 127ths of their group's largest.
+pub(crate) fn away_from_ties(x: &mut [f32]) {
+    for group in x.chunks_mut(32) {
+        let step = group.iter().fold(0.0f32, |max, value| max.max(value.abs())) / 127.0;
+        for value in group {
+            if ((*value / step).fract().abs() - 0.5).abs() < 0.01 {
+                *value += 0.02 * step;
+            }
+        }
+    }
+}
+
+fn check_matmul(dialect: Dialect, weight: WeightType, case: MatmulCase, vector: VectorType) -> f64 {
     let mut random = Random::new(u64::from(case.rows * case.cols + case.tokens));
     let (bytes, weights) = piece(&mut random, weight, case.rows, case.cols);
     let (values, scales) = parts(weight, &bytes, case.rows, case.cols);
-    let x = random.spiked((case.tokens * case.cols) as usize, 1.0);
+    let mut x = random.spiked((case.tokens * case.cols) as usize, 1.0);
+    let products = dialect.variant.products;
+    if products == Products::Dp4a {
+        away_from_ties(&mut x);
+    }
+    let tolerance = if products == Products::F16 {
+        MATMUL_F16
+    } else {
+        MATMUL
+    };
     let bias = random.spiked(case.whole_rows as usize, 1.0);
     let bias: Vec<f32> = if vector == VectorType::F16 {
         unpacked(&packed(&even(&bias)))
@@ -76,12 +100,19 @@ fn check_matmul(weight: WeightType, case: MatmulCase, vector: VectorType) -> f64
     };
 
     let own_bias: Vec<f32> = bias[case.row_offset as usize..][..case.rows as usize].to_vec();
-    let product = moa_reference::matmul::matmul(
-        &x,
-        &weights,
-        case.cols as usize,
-        case.bias.then_some(&own_bias),
-    );
+    let cols = case.cols as usize;
+    let mut product = match products {
+        Products::F32 | Products::F16 => moa_reference::matmul::matmul(&x, &weights, cols, None),
+        Products::Dp4a => {
+            let offsets = offsets(weight, &bytes, &weights);
+            moa_reference::matmul::matmul_packed(&x, &weights, &offsets, cols)
+        }
+    };
+    if case.bias {
+        for (index, value) in product.iter_mut().enumerate() {
+            *value += f64::from(own_bias[index % case.rows as usize]);
+        }
+    }
     let params = PieceParams {
         rows: case.rows,
         cols: case.cols,
@@ -108,23 +139,22 @@ fn check_matmul(weight: WeightType, case: MatmulCase, vector: VectorType) -> f64
             ),
         )
     };
-    let kernels = [
-        matmul(MatmulThreads::Wide),
-        matmul(MatmulThreads::Short),
-        matmul(MatmulThreads::Narrow),
-        (
+    let mut kernels = vec![matmul(MatmulThreads::Wide), matmul(MatmulThreads::Short)];
+    if products == Products::F32 {
+        kernels.push(matmul(MatmulThreads::Narrow));
+        kernels.push((
             Kernel::Matvec {
                 weight,
                 bias: kind,
                 add: case.add,
             },
             (case.rows.div_ceil(MATVEC_ROWS), case.tokens),
-        ),
-    ];
+        ));
+    }
     let mut largest = 0.0f64;
     for (kernel, grid) in kernels {
-        let label = format!("{} {case:?}", kernel.label());
-        let outputs = test_gpu().run(
+        let label = format!("{} {case:?}", kernel.label_in(SHAPE, dialect));
+        let outputs = test_gpu_in(dialect).run(
             kernel,
             SHAPE,
             grid,
@@ -158,19 +188,31 @@ fn check_matmul(weight: WeightType, case: MatmulCase, vector: VectorType) -> f64
                 }
             }
         }
-        largest = largest.max(compare(&own, &expected, MATMUL).assert(&label));
+        largest = largest.max(compare(&own, &expected, tolerance).assert(&label));
         let last = expected.len() - 1;
-        expected[last] += 1e-3 + 1e-3 * expected[last].abs();
+        let change = if products == Products::F16 { 0.5 } else { 1e-3 };
+        expected[last] += change + change * expected[last].abs();
         assert!(
-            !compare(&own, &expected, MATMUL).passed(),
+            !compare(&own, &expected, tolerance).passed(),
             "{label}: one changed value passed"
         );
         assert!(
-            !compare(&own, &vec![0.0; own.len()], MATMUL).passed(),
+            !compare(&own, &vec![0.0; own.len()], tolerance).passed(),
             "{label}: zeros passed"
         );
     }
     largest
+}
+
+/// What the weights would be if what is stored beside the scales stood for zero.
+pub(crate) fn offsets(weight: WeightType, bytes: &[u8], weights: &[f64]) -> Vec<f64> {
+    if weight == WeightType::Q8 {
+        return vec![0.0; weights.len()];
+    }
+    let mut eights = bytes.to_vec();
+    eights[..weights.len() / 2].fill(0x88);
+    let stored = moa_reference::weights::Stored::Q4;
+    moa_reference::weights::dequantize(stored, &eights, weights.len())
 }
 
 /// An even number of values, so that they fill words of two.
@@ -193,9 +235,37 @@ fn matrices_of_every_type_multiply() {
         }
         let mut largest = 0.0f64;
         for (index, case) in list.into_iter().enumerate() {
-            largest = largest.max(check_matmul(weight, case, VectorType::ALL[index % 2]));
+            let vector = VectorType::ALL[index % 2];
+            largest = largest.max(check_matmul(Dialect::BASE, weight, case, vector));
         }
         println!("matmul and matvec, {}: {largest:.2e}", weight.name());
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn quantized_matrices_multiply_in_f16_and_as_packed_bytes() {
+    let dialects = products();
+    assert!(dialects.len() > 1, "packed products need no feature");
+    for dialect in dialects
+        .into_iter()
+        .filter(|dialect| dialect.variant.products != Products::F32)
+    {
+        for weight in [WeightType::Q4, WeightType::Q8] {
+            let mut largest = 0.0f64;
+            for (index, case) in cases::matmul().into_iter().enumerate() {
+                let vector = VectorType::ALL[index % 2];
+                largest = largest.max(check_matmul(dialect, weight, case, vector));
+            }
+            println!(
+                "matmul, {}, {}: {largest:.2e}",
+                weight.name(),
+                dialect.variant
+            );
+        }
     }
 }
 

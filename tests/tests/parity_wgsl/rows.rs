@@ -3,10 +3,10 @@
 use bytemuck::bytes_of;
 use moa_mask::abi::{RowParams, StepState};
 use moa_reference::compare::{Tolerance, compare};
-use moa_shaders::{HeadShape, Kernel, VectorType};
+use moa_shaders::{Dialect, HeadShape, Kernel, VectorType};
 use moa_tests::attention::{packed, unpacked};
 use moa_tests::cases;
-use moa_tests::gpu::{Data, POISON, floats, test_gpu};
+use moa_tests::gpu::{Data, POISON, floats, reductions, test_gpu, test_gpu_in};
 use moa_tests::random::Random;
 
 use crate::{bits, state};
@@ -35,6 +35,12 @@ fn row_params(dim: u32, last_only: bool) -> RowParams {
     ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
 )]
 fn norms_equal_their_twin() {
+    for dialect in reductions() {
+        check_norms(dialect);
+    }
+}
+
+fn check_norms(dialect: Dialect) {
     for (dim, tokens) in cases::ROWS {
         for kind in VectorType::ALL {
             let mut random = Random::new(u64::from(dim));
@@ -46,7 +52,7 @@ fn norms_equal_their_twin() {
                 bits(&weight)
             };
             let run = |last_only: bool, rows: u32| {
-                let outputs = test_gpu().run(
+                let outputs = test_gpu_in(dialect).run(
                     Kernel::RmsNorm(kind),
                     SHAPE,
                     (1, rows),
@@ -113,6 +119,12 @@ fn gates_equal_their_twin() {
     ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
 )]
 fn the_largest_logit_is_chosen_and_the_step_advances() {
+    for dialect in reductions() {
+        check_choice(dialect);
+    }
+}
+
+fn check_choice(dialect: Dialect) {
     let mut random = Random::new(5);
     for vocab in [1u32, 2, 255, 256, 257, 5000, 49_152] {
         let plain = random.spiked(vocab as usize, 10.0);
@@ -135,7 +147,7 @@ fn the_largest_logit_is_chosen_and_the_step_advances() {
                 step: 2,
                 stopped,
             };
-            let outputs = test_gpu().run(
+            let outputs = test_gpu_in(dialect).run(
                 Kernel::Argmax,
                 SHAPE,
                 (1, 1),

@@ -3,8 +3,8 @@
 use bytemuck::bytes_of;
 use moa_mask::abi::{IN_PROMPT, SampleParams, StepState, WEIGHT_ONE};
 use moa_reference::sample::{Choice, Seen, kept, penalized, sample};
-use moa_shaders::{HeadShape, Kernel};
-use moa_tests::gpu::{Data, POISON, test_gpu};
+use moa_shaders::{Dialect, HeadShape, Kernel};
+use moa_tests::gpu::{Data, POISON, reductions, test_gpu, test_gpu_in};
 use moa_tests::random::Random;
 
 use crate::rows::whole_vectors;
@@ -53,7 +53,14 @@ fn params(choice: Choice, dim: usize) -> SampleParams {
 }
 
 /// The chosen token at `position`; what the kernel leaves behind is checked.
-fn run(logits: &[f32], seen: &[Seen], choice: Choice, position: u32, stops: &[u32]) -> u32 {
+fn run(
+    dialect: Dialect,
+    logits: &[f32],
+    seen: &[Seen],
+    choice: Choice,
+    position: u32,
+    stops: &[u32],
+) -> u32 {
     let before = StepState {
         start: position - 1,
         len: 1,
@@ -66,7 +73,7 @@ fn run(logits: &[f32], seen: &[Seen], choice: Choice, position: u32, stops: &[u3
             seen.generated | if seen.in_prompt { IN_PROMPT } else { 0 }
         })
         .collect();
-    let outputs = test_gpu().run(
+    let outputs = test_gpu_in(dialect).run(
         Kernel::Sample,
         SHAPE,
         (1, 1),
@@ -182,6 +189,7 @@ fn choices() -> Vec<(&'static str, Choice)> {
     ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
 )]
 fn tokens_are_the_twins() {
+    let dialects = reductions();
     let mut random = Random::new(77);
     let (mut clear, mut all, mut distinct) = (0, 0, std::collections::BTreeSet::new());
     for dim in [1usize, 3, 64, 1001, 5000, 49_152] {
@@ -202,7 +210,8 @@ fn tokens_are_the_twins() {
             let draws = if dim > 10_000 { 2 } else { 6 };
             for position in 1..=draws {
                 let expected = sample(&logits, &seen, choice, position);
-                let actual = run(&logits, &seen, choice, position, &[0]);
+                let dialect = dialects[position as usize % dialects.len()];
+                let actual = run(dialect, &logits, &seen, choice, position, &[0]);
                 all += 1;
                 // Weights come from an f32 exp: an edge may lie elsewhere by some 1e-6 of the mass.
                 if expected.margin > 2e-5 {
@@ -241,7 +250,7 @@ fn draws_follow_the_distribution() {
     let mut counts = [0u32; 40];
     let draws = 1500;
     for position in 1..=draws {
-        counts[run(&logits, &[], choice, position, &[0]) as usize] += 1;
+        counts[run(Dialect::BASE, &logits, &[], choice, position, &[0]) as usize] += 1;
     }
     let (mut chi_square, mut freedom) = (0.0, 0.0);
     for &(id, weight) in &kept {
@@ -284,7 +293,9 @@ fn a_stop_token_ends_the_text() {
     };
     // What is behind the list does not count.
     for stops in [&[2u32, 4, 1][..], &[1, 1, 3], &[2, 0, 2, 1], &[0, 1]] {
-        assert_eq!(run(&logits, &[], greedy, 9, stops), 1);
+        for dialect in reductions() {
+            assert_eq!(run(dialect, &logits, &[], greedy, 9, stops), 1);
+        }
     }
     // Where the text has ended, nothing is chosen.
     let ended = StepState {

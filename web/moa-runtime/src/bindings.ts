@@ -10,6 +10,12 @@ export interface NativeOptions {
   powerPreference?: "high-performance" | "low-power";
   /** Keeps keys and values as bytes with a scale for each token and head: half the memory, rounded more coarsely. */
   int8Kv?: boolean;
+  /**
+   * What kernels use beyond WebGPU's defaults: `"base"` for nothing, or some of `subgroups`, `f16` or `dp4a` (prefill) and
+   * `packed` (decode), joined by `+` in this order. By default `"auto"`: the first load of a model tries what the adapter
+   * has, on the model itself, and the answer is kept beside the weights.
+   */
+  kernels?: string;
 }
 
 /** How the next token is chosen, on the device; temperature 0 is greedy. A seed's draws belong to places of the text. */
@@ -57,6 +63,8 @@ export interface NativeEngine {
   finishLoading(): Promise<void>;
   /** The weights, once every chunk is there. */
   weights(): NativeWeights;
+  /** Goes on with the quickest kernels that the device has, and says which; nothing where there is no use in trying. */
+  tune(): Promise<string | undefined>;
   /** Takes at most one chunk from the front of `ids`, and says how many. */
   prefill(ids: Uint32Array): Promise<number>;
   /** The next 1..count ids. The last one is not in the cache yet. */
@@ -105,6 +113,7 @@ export interface NativeEngine {
 
 /** The module after its start. */
 export interface NativeModule {
+  version(): string;
   chunkBytes(): number;
   maxDecodeBatch(): number;
   MoaEngine: {
@@ -113,7 +122,7 @@ export interface NativeModule {
       planName: string,
       planBytes: Uint8Array | undefined,
       context: number,
-      options?: NativeOptions,
+      options?: NativeOptions & { extras?: readonly string[] },
     ): Promise<NativeEngine>;
   };
 }

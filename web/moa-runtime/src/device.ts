@@ -1,6 +1,7 @@
 /**
  * Between wgpu and the platform's WebGPU: lends wgpu a device that the page owns, and catches the buffers that wgpu
- * makes for weights, so that bytes go from the network to them without a copy in wasm memory. wgpu offers neither.
+ * makes for weights, so that bytes go from the network to them without a copy in wasm memory; and asks for features
+ * that wgpu does not know. wgpu offers none of it.
  */
 
 import { MoaError } from "./errors.js";
@@ -71,14 +72,22 @@ const MOST_UNSENT_BYTES = 8 << 20;
 /** One at a time: the platform's objects are changed while an engine is being made. */
 let turn: Promise<unknown> = Promise.resolve();
 
-/** Runs `create`, which asks for one device, with `lent` in its place if given; catches buffers of these labels. */
-export function tapped<T>(lent: GpuDeviceLike | undefined, labels: ReadonlySet<string>, create: () => Promise<T>): Promise<[T, Tap]> {
-  const mine = turn.then(() => tapNow(lent, labels, create));
+/** What else is wanted of the device that is asked for. */
+export interface Wanted {
+  /** Labels of the buffers to catch. */
+  labels: ReadonlySet<string>;
+  /** Features that wgpu does not know to ask for. */
+  features: readonly string[];
+}
+
+/** Runs `create`, which asks for one device, with `lent` in its place if given. */
+export function tapped<T>(lent: GpuDeviceLike | undefined, wanted: Wanted, create: () => Promise<T>): Promise<[T, Tap]> {
+  const mine = turn.then(() => tapNow(lent, wanted, create));
   turn = mine.catch(() => undefined);
   return mine;
 }
 
-async function tapNow<T>(lent: GpuDeviceLike | undefined, labels: ReadonlySet<string>, create: () => Promise<T>): Promise<[T, Tap]> {
+async function tapNow<T>(lent: GpuDeviceLike | undefined, { labels, features }: Wanted, create: () => Promise<T>): Promise<[T, Tap]> {
   const tap = new Tap(lent === undefined);
   const gpu = (globalThis.navigator as (Navigator & { gpu?: GpuLike }) | undefined)?.gpu;
   if (!gpu) throw new MoaError("webgpu-unavailable", "there is no WebGPU here");
@@ -98,8 +107,9 @@ async function tapNow<T>(lent: GpuDeviceLike | undefined, labels: ReadonlySet<st
       for (const name of ["limits", "features"] as const) cover(adapter, name, lent[name]);
     }
     const { requestDevice } = adapter;
-    cover(adapter, "requestDevice", async (descriptor?: unknown) => {
-      const device = lent ?? (await requestDevice.call(adapter, descriptor));
+    cover(adapter, "requestDevice", async (descriptor: { requiredFeatures?: Iterable<string> } = {}) => {
+      const requiredFeatures = [...(descriptor.requiredFeatures ?? []), ...features];
+      const device = lent ?? (await requestDevice.call(adapter, { ...descriptor, requiredFeatures }));
       tap.device = device;
       const { createBuffer } = device;
       cover(device, "createBuffer", (wanted: never) => {

@@ -115,6 +115,8 @@ export interface Adapter {
   driver: string;
   backend: string;
   software: boolean;
+  /** The kernels in use, by their name among `EngineOptions.kernels`. */
+  kernels: string;
 }
 
 /** Names of `Sampling`. */
@@ -123,7 +125,7 @@ const SAMPLING: ReadonlySet<string> = new Set([
 ] satisfies (keyof Sampling)[]);
 
 /** Names of `NativeOptions`. */
-const NATIVE = ["prefillChunk", "defaultLimits", "powerPreference", "int8Kv"] as const satisfies readonly (keyof NativeOptions)[];
+const NATIVE = ["prefillChunk", "defaultLimits", "powerPreference", "int8Kv", "kernels"] as const satisfies readonly (keyof NativeOptions)[];
 /** Names of `ForkOptions`. */
 const FORK = [
   "plan", "contextLength", "signal", "onRecovery", "turnSnapshotBytes", "prefillChunk", "int8Kv",

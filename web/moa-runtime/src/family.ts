@@ -69,6 +69,8 @@ export class Family {
   readonly module: NativeModule;
   readonly model: ModelRequest;
   readonly grammars: Grammars;
+  /** The kernels that the first engine found to be the quickest: those of all, after a lost device too. */
+  #kernels: string | undefined;
   /** Where the weights are, or will be. */
   #home: Promise<Home> | undefined;
 
@@ -79,7 +81,7 @@ export class Family {
   }
 
   /** Makes an engine of the weights that are on a device, or loads them first. */
-  async join(wanted: EngineRequest, onProgress: (progress: LoadProgress) => void, signal: AbortSignal): Promise<Member> {
+  async join(request: EngineRequest, onProgress: (progress: LoadProgress) => void, signal: AbortSignal): Promise<Member> {
     for (;;) {
       const looked = this.#home;
       // If that load has failed, this one may do better.
@@ -87,6 +89,7 @@ export class Family {
       throwIfAborted(signal);
       // Somebody else was quicker.
       if (looked !== this.#home) continue;
+      const wanted = this.#kernels === undefined ? request : { ...request, options: { ...request.options, kernels: this.#kernels } };
       if (home?.open) return { engine: await home.engine(wanted, signal), home, report: NOTHING };
       const loading = this.#load(wanted, onProgress, signal);
       this.#home = loading.then((member) => member.home);
@@ -97,7 +100,8 @@ export class Family {
   }
 
   async #load(wanted: EngineRequest, onProgress: (progress: LoadProgress) => void, signal: AbortSignal): Promise<Member> {
-    const { engine, tap, report } = await loadEngine(this.module, this.model, wanted, onProgress, signal);
+    const { engine, tap, report, kernels } = await loadEngine(this.module, this.model, wanted, onProgress, signal);
+    this.#kernels = kernels;
     try {
       return { engine, home: new Home(engine, tap), report };
     } catch (error) {

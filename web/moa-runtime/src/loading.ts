@@ -1,20 +1,29 @@
 /** A bundle's weights onto a device: what a first load does, and what is done again when a device is lost. */
 
-import type { NativeEngine, NativeModule } from "./bindings.js";
+import type { NativeEngine, NativeModule, NativeOptions } from "./bindings.js";
 import { type Tap, tapped } from "./device.js";
 import { type LoadReport, downloadShards } from "./download.js";
 import { throwIfAborted } from "./errors.js";
+import { answerPath, extrasHere, rememberKernels, rememberedKernels } from "./kernels.js";
 import type { LoadProgress } from "./progress.js";
 import { ProgressMeter } from "./progress.js";
 import type { EngineRequest, ModelRequest } from "./protocol.js";
 import { openSource } from "./source.js";
-import { openStore } from "./store.js";
+import { type Store, openStore } from "./store.js";
+
+interface Kernels {
+  kernels: string;
+  extras: string[];
+  path: string;
+}
 
 /** An engine that is ready, and its device. */
 export interface Loaded {
   engine: NativeEngine;
   tap: Tap;
   report: LoadReport;
+  /** The kernels that it runs, or "auto" where there was no use in trying. */
+  kernels: string;
 }
 
 /** Makes the engine while the first bytes come, and resolves when every byte was checked and uploaded. */
@@ -31,14 +40,23 @@ export async function loadEngine(
   const meter = new ProgressMeter(total, onProgress);
   meter.at("device", 0);
   const failed = new AbortController();
-  // Never more buffers than shards: a buffer holds several.
-  const making = tapped(device, new Set(shards.map((_, buffer) => `weights.${buffer}`)), () =>
-    module.MoaEngine.create(manifestJson, planName, planBytes, contextLength, options),
+  const opening = openStore(model.cache);
+  const choosing = chooseKernels(module, model, options, opening);
+  const making = choosing.then(({ kernels, extras }) =>
+    tapped(
+      device,
+      {
+        // Never more buffers than shards: a buffer holds several.
+        labels: new Set(shards.map((_, buffer) => `weights.${buffer}`)),
+        features: extras.filter((name) => name === "subgroups" && (kernels === "auto" || kernels.startsWith(name))),
+      },
+      () => module.MoaEngine.create(manifestJson, planName, planBytes, contextLength, { ...options, kernels, extras }),
+    ),
   );
   // An engine that cannot be made ends the download.
   making.catch(() => failed.abort());
   try {
-    const [{ source }, store] = await Promise.all([openSource(model.location), openStore(model.cache)]);
+    const [{ source }, store] = await Promise.all([openSource(model.location), opening]);
     const report = await downloadShards({
       shards,
       chunkBytes: module.chunkBytes(),
@@ -57,8 +75,15 @@ export async function loadEngine(
     meter.at("warmup", total, report);
     await engine.finishLoading();
     throwIfAborted(signal);
+    const { extras, path, ...chosen } = await choosing;
+    let { kernels } = chosen;
+    if (kernels === "auto" && extras.length > 0) {
+      kernels = (await engine.tune()) ?? kernels;
+      if (store && kernels !== "auto") await rememberKernels(store, path, kernels);
+      throwIfAborted(signal);
+    }
     meter.at("ready", total, report);
-    return { engine, tap, report };
+    return { engine, tap, report, kernels };
   } catch (error) {
     meter.end();
     // An engine that was made all the same, or will be, is not wanted any more.
@@ -68,6 +93,21 @@ export async function loadEngine(
     await making;
     throw error;
   }
+}
+
+/** The kernels that were asked for, or those of an earlier trial, else "auto"; what the platform has; where the answer is kept. */
+async function chooseKernels(
+  module: NativeModule,
+  { device, manifestJson }: ModelRequest,
+  options: NativeOptions,
+  opening: Promise<Store | undefined>,
+): Promise<Kernels> {
+  const here = await extrasHere(device, options.powerPreference);
+  const extras = options.defaultLimits ? [] : here.extras;
+  const path = await answerPath(here.adapter, module.version(), manifestJson);
+  if (options.kernels !== undefined && options.kernels !== "auto") return { kernels: options.kernels, extras, path };
+  const store = extras.length > 0 ? await opening : undefined;
+  return { kernels: (store && (await rememberedKernels(store, path))) ?? "auto", extras, path };
 }
 
 /** Writes a chunk where it belongs; false where a buffer was not caught. */

@@ -85,6 +85,10 @@ export class FakeEngine {
       free() {},
     };
   }
+  async tune() {
+    this.calls.push(["tune"]);
+    return "subgroups+f16";
+  }
   async prefill(ids) {
     await this.beforeStep("prefill");
     this.#alive();
@@ -224,14 +228,23 @@ export class FakeEngine {
 /** A module that makes these engines, one after the other. */
 export function fakeModule(engines, { chunkBytes = 16, maxDecodeBatch = 32 } = {}) {
   const left = [engines].flat();
-  const create = async () => left.shift() ?? Promise.reject(typed("webgpu-unavailable", "no adapter"));
-  return { chunkBytes: () => chunkBytes, maxDecodeBatch: () => maxDecodeBatch, MoaEngine: { create } };
+  const asked = [];
+  const create = async (...args) => {
+    asked.push(args.at(-1));
+    return left.shift() ?? Promise.reject(typed("webgpu-unavailable", "no adapter"));
+  };
+  return { asked, version: () => "1", chunkBytes: () => chunkBytes, maxDecodeBatch: () => maxDecodeBatch, MoaEngine: { create } };
 }
 
 /** Puts a graphics adapter, and storage if given, where a browser has them; returns how to undo it. */
-export function fakeNavigator({ root, onLine = true, quota = 1e9 } = {}) {
+export function fakeNavigator({ root, onLine = true, quota = 1e9, features = ["shader-f16"], onDevice } = {}) {
   const before = Object.getOwnPropertyDescriptor(globalThis, "navigator");
-  const value = { onLine, gpu: { requestAdapter: async () => ({ info: { description: "fake" }, features: new Set(["shader-f16"]), limits: { maxBufferSize: 1 << 28 } }) } };
+  const requestDevice = async (descriptor) => {
+    onDevice?.(descriptor);
+    return { createBuffer: () => ({}), destroy() {} };
+  };
+  const requestAdapter = async () => ({ info: { description: "fake" }, features: new Set(features), limits: { maxBufferSize: 1 << 28 }, requestDevice });
+  const value = { onLine, gpu: { requestAdapter } };
   if (root) value.storage = { getDirectory: async () => root, estimate: async () => ({ quota, usage: 0 }) };
   Object.defineProperty(globalThis, "navigator", { configurable: true, value });
   return () => (before ? Object.defineProperty(globalThis, "navigator", before) : delete globalThis.navigator);

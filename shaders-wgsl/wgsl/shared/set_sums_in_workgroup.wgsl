@@ -1,0 +1,44 @@
+// The sums of a set of lanes, through workgroup memory.
+
+var<workgroup> partials: array<vec4<f32>, THREADS>;
+var<workgroup> squares: array<f32, THREADS>;
+
+struct SetSums {
+    sums: vec4<f32>,
+    squares: f32,
+}
+
+// A set's sums, and with a norm the sum of squares of the whole workgroup. Only lane 0 of a set gets them.
+fn set_sums(thread: u32, sums: vec4<f32>, square_sum: f32) -> SetSums {
+    let lane = thread % LANES;
+    var all = SetSums(sums, square_sum);
+    // Eight sums a set, then one; sixteen sums of squares of the whole workgroup, then one.
+    partials[thread] = sums;
+    squares[thread] = square_sum;
+    workgroupBarrier();
+    if (lane < 8u) {
+        for (var other = 8u; other < LANES; other += 8u) {
+            all.sums += partials[thread + other];
+        }
+        partials[thread] = all.sums;
+    }
+    if (NORM && thread < 16u) {
+        for (var other = 16u; other < THREADS; other += 16u) {
+            all.squares += squares[thread + other];
+        }
+        squares[thread] = all.squares;
+    }
+    workgroupBarrier();
+    if (lane == 0u) {
+        for (var other = 1u; other < 8u; other += 1u) {
+            all.sums += partials[thread + other];
+        }
+        if (NORM) {
+            all.squares = 0.0;
+            for (var other = 0u; other < 16u; other += 1u) {
+                all.squares += squares[other];
+            }
+        }
+    }
+    return all;
+}
