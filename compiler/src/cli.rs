@@ -159,9 +159,6 @@ pub(crate) enum QuantChoice {
     F16,
 }
 
-/// Sink and step of spans: what a sink keeps beyond its first few tokens is better spent on windows.
-const PLAN_GRID: u32 = 16;
-
 /// Options of the calibration and the profile.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ProfileArgs {
@@ -189,10 +186,10 @@ pub(crate) struct ProfileArgs {
     #[arg(long, value_enum, default_value = "standard")]
     pub(crate) effort: Effort,
     /// First tokens that every head always sees; 0 or a multiple of the block.
-    #[arg(long, default_value_t = PLAN_GRID, value_name = "TOKENS")]
+    #[arg(long, default_value_t = moa_mask::DEFAULT_SINK, value_name = "TOKENS")]
     pub(crate) sink: u32,
     /// Step of spans in tokens.
-    #[arg(long, default_value_t = PLAN_GRID, value_name = "TOKENS")]
+    #[arg(long, default_value_t = moa_mask::DEFAULT_BLOCK, value_name = "TOKENS")]
     pub(crate) block: u32,
     /// What the curves measure.
     #[arg(long, value_enum, default_value = "cross-entropy")]

@@ -203,7 +203,7 @@ pub(crate) fn profile(
     printer: &Printer,
 ) -> anyhow::Result<Curves> {
     let config = opened.source.config();
-    let plan_grid = plans::grid(args.sink, args.block)?;
+    let grid = plans::grid(args.sink, args.block)?;
     let Wanted { per_entry, blocks } = wanted;
     if blocks == Some(0) {
         return Err(Told::new(
@@ -245,7 +245,7 @@ pub(crate) fn profile(
     let wish = Wish::of(args, &preset);
     let calibration = calibration::gather(opened, &wish, printer)?;
     let spec = ProfileSpec {
-        grid: plans::curve_grid(plan_grid, &preset.lengths),
+        grid,
         loss,
         at,
         per_entry,
@@ -254,7 +254,6 @@ pub(crate) fn profile(
         source_sha256: opened.source_sha256.clone(),
     };
     let mut curves = profile_samples(opened, &calibration.samples, &spec, work, printer)?;
-    curves.plans = plan_grid;
     describe(&mut curves, opened, args.seed, &calibration.sha256);
     let mut put = |key: &str, value: String| curves.metadata.insert(key.to_owned(), value);
     put("loss", format!("{loss:?}"));

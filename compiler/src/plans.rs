@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use moa_format::{ImportOptions, ModelConfig, Plan};
-use moa_mask::{DEFAULT_BLOCK, HeadRule, MaskGrid, ModelMasks};
+use moa_mask::{HeadRule, MaskGrid, ModelMasks};
 
 use crate::files::read_bounded;
 use crate::hint::Told;
@@ -96,22 +96,12 @@ pub(crate) fn masks_of(
     Ok(ModelMasks::from_rules(&layers, context, grid)?)
 }
 
-/// The grid of curves for plans on `grid`: steps of 64 tokens are fine enough for texts of 256 and more, and what GPU kernels know.
-pub(crate) fn curve_grid(grid: MaskGrid, lengths: &[u32]) -> MaskGrid {
-    let fine = grid.block() < DEFAULT_BLOCK && DEFAULT_BLOCK.is_multiple_of(grid.block());
-    if !fine || lengths.iter().any(|&length| length < 4 * DEFAULT_BLOCK) {
-        return grid;
-    }
-    let sink = grid.sink().next_multiple_of(DEFAULT_BLOCK);
-    MaskGrid::new(sink, DEFAULT_BLOCK).unwrap_or(grid)
-}
-
 /// The grid of `--sink` and `--block`.
 pub(crate) fn grid(sink: u32, block: u32) -> anyhow::Result<MaskGrid> {
     MaskGrid::new(sink, block).map_err(|error| {
         anyhow::Error::new(error).context(Told::new(
             "--sink and --block do not fit together",
-            "use for example --sink 16 --block 16",
+            "use for example --sink 64 --block 64",
         ))
     })
 }

@@ -5,14 +5,11 @@ use std::collections::BTreeMap;
 use moa_mask::{HeadRule, MaskGrid};
 
 const ALPHA_STEP: i64 = 256;
-/// Near 0, where short texts are decided, steps are smaller.
-const FINE_ALPHA_STEP: i64 = 64;
-const FINE_ALPHA: i64 = 512;
 const LEAST_ALPHA: i64 = -2048;
 const BETA_STEPS: u32 = 8;
 
-/// Every rule with alpha a multiple of 256 from -2048 to the longest profiled length, or of 64 from -512 to 512, and beta in
-/// eighths, one for each distinct tuple of spans at the `profiled` and `constrained` lengths, in the order of these spans.
+/// Every rule with alpha a multiple of 256 from -2048 to the longest profiled length and beta in eighths, one for each
+/// distinct tuple of spans at the `profiled` and `constrained` lengths, in the order of these spans.
 ///
 /// Of rules that cannot be told apart the one with the smallest |alpha|, then the smallest beta, is kept: beyond the
 /// longest length it grows the least surprisingly. [`HeadRule::DENSE`] always stands for the rules that see everything.
@@ -30,11 +27,8 @@ pub fn candidates(profiled: &[u32], constrained: &[u32], grid: MaskGrid) -> Vec<
 
     let mut by_spans = BTreeMap::new();
     by_spans.insert(spans(HeadRule::DENSE), HeadRule::DENSE);
-    let steps = |step: i64, least: i64, most: i64| {
-        (least / step..=most / step).map(move |count| count * step)
-    };
-    let mut alphas: Vec<i64> = steps(ALPHA_STEP, LEAST_ALPHA, longest)
-        .chain(steps(FINE_ALPHA_STEP, -FINE_ALPHA, FINE_ALPHA))
+    let mut alphas: Vec<i64> = (LEAST_ALPHA / ALPHA_STEP..=longest / ALPHA_STEP)
+        .map(|step| step * ALPHA_STEP)
         .collect();
     alphas.sort_by_key(|alpha| (alpha.abs(), *alpha));
     for alpha in alphas {
@@ -93,7 +87,7 @@ mod tests {
             })
         );
         assert_eq!(rules.last(), Some(&HeadRule::DENSE));
-        assert_eq!(rules.len(), 31, "spans 128, 192, 256, ..., 2048");
+        assert_eq!(rules.len(), 9, "spans 128, 256, 512, ..., 2048");
     }
 
     #[test]

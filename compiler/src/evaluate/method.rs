@@ -242,7 +242,7 @@ fn binary(
         beta: 0.0,
     };
     let spec = CostSpec::usual(estimator, None);
-    let table = costs(curves, &spec, &[narrow, HeadRule::DENSE], grid, &[context]);
+    let table = costs(curves, &spec, &[narrow, HeadRule::DENSE], &[context]);
     let heads = table.len() / 2;
     let mut order: Vec<usize> = (0..heads).collect();
     let gain = |head: usize| table[2 * head] - table[2 * head + 1];

@@ -5,9 +5,6 @@
 //! term stays the predicted change of the mean loss, and kinds of one group are averaged. Terms are then weighed and
 //! added.
 //!
-//! A rule is priced by the window that it leaves: a plan may have a narrower sink and finer steps than the curves, between
-//! whose points costs are interpolated. Tokens behind the first few of a sink are worth next to nothing.
-//!
 //! A constrained length beyond the longest profile has no curve of its own. Left out, rules that agree at the
 //! profiled lengths would tie there, and the budget of the length that an engine runs at would go to waste. It
 //! borrows the longest profile's curve at the same share of the text: an assumption, not a measurement, which
@@ -16,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use moa_lm::Estimator;
-use moa_mask::{HeadRule, MaskGrid};
+use moa_mask::HeadRule;
 
 use super::curves::Curves;
 use crate::cli::Scale;
@@ -89,13 +86,12 @@ impl CostSpec {
     }
 }
 
-/// Costs of `candidates` on `grid` for every head, `[layer * kv_heads + kv_head][candidate]` flattened, at the profiled lengths
+/// Costs of `candidates` for every head, `[layer * kv_heads + kv_head][candidate]` flattened, at the profiled lengths
 /// and at those of `constrained` that lie beyond them.
 pub(crate) fn costs(
     curves: &Curves,
     spec: &CostSpec,
     candidates: &[HeadRule],
-    grid: MaskGrid,
     constrained: &[u32],
 ) -> Vec<f64> {
     let heads = curves.layers * curves.kv_heads;
@@ -112,15 +108,11 @@ pub(crate) fn costs(
     let terms: Vec<(u32, u32)> = own.chain(borrowed).collect();
     for &(context, profiled) in &terms {
         let bins = curves.bins(profiled);
-        let places: Vec<Place> = candidates
+        let bin_of: Vec<usize> = candidates
             .iter()
             .map(|rule| {
-                let mask = rule.mask(context, grid);
-                if mask.span() >= context {
-                    return Place::last(bins);
-                }
-                let window = f64::from(mask.window) * f64::from(profiled) / f64::from(context);
-                Place::of(window, curves.grid, profiled, bins)
+                let span = rule.span(context, curves.grid);
+                bin(span, context, profiled, curves.grid.block()).min(bins - 1)
             })
             .collect();
         let kinds = &curves.lengths[&profiled].kinds;
@@ -135,8 +127,8 @@ pub(crate) fn costs(
             }
             let term: Vec<f64> = (0..heads)
                 .flat_map(|head| {
-                    let curve = &curve[head * bins..][..bins];
-                    places.iter().map(move |place| place.on(curve))
+                    let curve = &curve;
+                    bin_of.iter().map(move |&bin| curve[head * bins + bin])
                 })
                 .collect();
             let scale: f64 = match spec.scale {
@@ -165,66 +157,18 @@ fn make_monotone(curve: &mut [f64]) {
     }
 }
 
-/// A place on a curve: from one point towards another.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Place {
-    from: usize,
-    to: usize,
-    share: f64,
-}
-
-impl Place {
-    /// The point that hides nothing.
-    fn last(bins: usize) -> Self {
-        Self {
-            from: bins - 1,
-            to: bins - 1,
-            share: 0.0,
-        }
-    }
-
-    /// The place of a window on a curve of `bins` points on `grid` over a text of `len` tokens: between two points by the
-    /// logarithm, since each doubling tells about as much.
-    fn of(window: f64, grid: MaskGrid, len: u32, bins: usize) -> Self {
-        let (sink, block) = (f64::from(grid.sink()), f64::from(grid.block()));
-        let at = |bin: usize| {
-            if bin + 1 == bins {
-                f64::from(len)
-            } else {
-                (block * (bin + 1) as f64 - sink).max(1.0)
-            }
-        };
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a number of blocks, not negative"
-        )]
-        let whole = (((window + sink) / block).floor() as usize).max(1);
-        let from = whole - 1;
-        if from + 1 >= bins {
-            return Self::last(bins);
-        }
-        let (low, high) = (at(from), at(from + 1));
-        let share = if high > low {
-            ((window / low).ln() / (high / low).ln()).clamp(0.0, 1.0)
-        } else {
-            0.0
-        };
-        Self {
-            from,
-            to: from + 1,
-            share,
-        }
-    }
-
-    fn on(self, curve: &[f64]) -> f64 {
-        let (from, to) = (curve[self.from], curve[self.to]);
-        from + (to - from) * self.share
-    }
+/// The bin of a curve of length `profiled` that a span at length `context` falls into, at the same share of the text.
+fn bin(span: u32, context: u32, profiled: u32, block: u32) -> usize {
+    let span = u64::from(span) * u64::from(profiled);
+    let step = u64::from(block) * u64::from(context);
+    // At most the number of blocks of a u32 length.
+    usize::try_from(span.div_ceil(step.max(1)).max(1) - 1).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
 mod tests {
+    use moa_mask::MaskGrid;
+
     use super::*;
 
     #[test]
@@ -247,16 +191,18 @@ mod tests {
             },
             HeadRule::DENSE,
         ];
-        let shares = CostSpec::new(Estimator::JointAbs);
-        let found = costs(&curves, &shares, &rules, grid, &[16]);
+        let found = costs(&curves, &CostSpec::new(Estimator::JointAbs), &rules, &[16]);
         assert_eq!(found, [0.75, 0.25, 0.0, 0.75, 0.25, 0.0]);
-        // Twice the length: windows of 4 and 8 tokens of 32 are 2 of 16, half-way between 1 and 4, and 4.
-        let longer = costs(&curves, &shares, &rules, grid, &[16, 32]);
-        let scale = 3.5 + 3.0;
-        let expected = [0.75 + 3.5 / scale, 0.25 + 3.0 / scale, 0.0];
-        for (cost, expected) in longer.iter().zip([expected, expected].concat()) {
-            assert!((cost - expected).abs() < 1e-12, "{longer:?}");
-        }
+        // Twice the length: spans of 8, 12 and 32 tokens of 32 are 4, 8 (rounded up) and 16 of 16.
+        let longer = costs(
+            &curves,
+            &CostSpec::new(Estimator::JointAbs),
+            &rules,
+            &[16, 32],
+        );
+        let scale = 4.0 + 3.0;
+        let expected = [0.75 + 4.0 / scale, 0.25 + 3.0 / scale, 0.0];
+        assert_eq!(longer, [expected, expected].concat());
 
         // In nats: the mean over kinds, with the second kind at twice its weight.
         let spec = CostSpec {
@@ -265,7 +211,7 @@ mod tests {
             ..CostSpec::new(Estimator::JointAbs)
         };
         assert_eq!(
-            costs(&curves, &spec, &rules, grid, &[16]),
+            costs(&curves, &spec, &rules, &[16]),
             [1.5, 0.5, 0.0, 300.0, 100.0, 0.0]
         );
     }
@@ -286,33 +232,6 @@ mod tests {
         let shares = (Scale::Shares, 1.0, 1.0);
         assert_eq!(usual(Estimator::PerEntry, None), shares);
         assert_eq!(usual(Estimator::JointSquare, Some(Scale::Shares)), shares);
-    }
-
-    #[test]
-    fn windows_decide_where_a_plan_has_another_grid() {
-        let curves = MaskGrid::new(64, 64).unwrap();
-        let place = |window: f64| {
-            let place = Place::of(window, curves, 1000, 16);
-            (place.from, (place.share * 100.0).round() / 100.0)
-        };
-        assert_eq!(place(1.0), (0, 0.0));
-        assert_eq!(place(8.0), (0, 0.5), "half-way from 1 to 64");
-        assert_eq!(place(64.0), (1, 0.0));
-        assert_eq!(place(240.0), (3, 0.78), "from 192 to 256");
-        assert_eq!(place(896.0), (14, 0.0));
-        assert_eq!(place(960.0), (15, 0.0), "with the sink that is all");
-        // The same window costs the same, whatever the sink.
-        let curve: Vec<f64> = (0..16).map(|bin| f64::from(15 - bin)).collect();
-        let all = Curves::of_kinds((1, 1), curves, 1000, [("a", curve)]);
-        let spec = CostSpec {
-            scale: Scale::Nats,
-            ..CostSpec::new(Estimator::JointAbs)
-        };
-        let rule = |span| [HeadRule::Exact { span }];
-        let narrow = MaskGrid::new(16, 16).unwrap();
-        let wide = costs(&all, &spec, &rule(64 + 256), curves, &[]);
-        assert_eq!(wide, [11.0]);
-        assert_eq!(costs(&all, &spec, &rule(16 + 256), narrow, &[]), wide);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! - `kind.<kind>.<estimator>.<N>`: the same over the samples of one kind only, so that kinds can be weighed;
 //! - with `--blocks B`: `influence_abs.<N>`, `influence_signed.<N>` [layer, head, ceil(N/B), ceil(N/B)].
 //!
-//! and metadata with lengths, sink and block of the curves and of the plans that they are for, estimator, seed. It holds no plan: rules are `solve`'s business.
+//! and metadata with lengths, sink, block, estimator, seed. It holds no plan: rules are `solve`'s business.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -76,10 +76,7 @@ pub(crate) struct LengthCurves {
 pub(crate) struct Curves {
     pub(crate) layers: usize,
     pub(crate) kv_heads: usize,
-    /// Sink and step of the spans on the curves.
     pub(crate) grid: MaskGrid,
-    /// Sink and step of the plans that are to come from them.
-    pub(crate) plans: MaskGrid,
     pub(crate) lengths: BTreeMap<u32, LengthCurves>,
     /// Free text that goes into a plan's provenance: seed, source and calibration hashes, estimator.
     pub(crate) metadata: BTreeMap<String, String>,
@@ -140,7 +137,6 @@ impl Curves {
             layers,
             kv_heads,
             grid,
-            plans: grid,
             lengths: BTreeMap::from([(length, of_length)]),
             metadata: BTreeMap::new(),
         }
@@ -238,8 +234,6 @@ impl Curves {
         document.insert("lengths".into(), lengths.into());
         document.insert("sink".into(), self.grid.sink().into());
         document.insert("block".into(), self.grid.block().into());
-        document.insert("plan_sink".into(), self.plans.sink().into());
-        document.insert("plan_block".into(), self.plans.block().into());
         let counts: serde_json::Map<String, serde_json::Value> = self
             .lengths
             .iter()
@@ -283,16 +277,8 @@ impl Curves {
                 .and_then(|n| u32::try_from(n).ok())
                 .ok_or_else(|| missing(key))
         };
-        let grid = |sink: &str, block: &str| {
-            let grid = MaskGrid::new(number(sink)?, number(block)?);
-            grid.map_err(|error| CurveError::Format(error.to_string()))
-        };
-        let plans = if document.contains_key("plan_sink") {
-            grid("plan_sink", "plan_block")?
-        } else {
-            grid("sink", "block")?
-        };
-        let grid = grid("sink", "block")?;
+        let grid = MaskGrid::new(number("sink")?, number("block")?)
+            .map_err(|error| CurveError::Format(error.to_string()))?;
         let samples = document
             .get("samples")
             .and_then(serde_json::Value::as_object)
@@ -301,7 +287,6 @@ impl Curves {
             layers: 0,
             kv_heads: 0,
             grid,
-            plans,
             lengths: BTreeMap::new(),
             metadata: BTreeMap::new(),
         };
@@ -480,7 +465,6 @@ mod tests {
             layers: 2,
             kv_heads: 3,
             grid,
-            plans: MaskGrid::new(4, 4).unwrap(),
             lengths: BTreeMap::from([(
                 37,
                 LengthCurves {
@@ -522,7 +506,6 @@ mod tests {
         );
         let read = Curves::from_bytes(&bytes).unwrap();
         assert_eq!(read.metadata["seed"], "7");
-        assert_eq!((read.grid, read.plans), (curves.grid, curves.plans));
         assert_eq!(read.estimator(), Some(Estimator::JointAbs));
         assert_eq!(
             read.lengths[&37].kinds["text"].mean,

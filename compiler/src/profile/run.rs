@@ -116,7 +116,6 @@ impl Profiler<'_> {
             layers: config.layers as usize,
             kv_heads: config.kv_heads as usize,
             grid: spec.grid,
-            plans: spec.grid,
             lengths: BTreeMap::new(),
             metadata: BTreeMap::new(),
         };
@@ -184,7 +183,6 @@ impl Profiler<'_> {
             layers: config.layers as usize,
             kv_heads: config.kv_heads as usize,
             grid: spec.grid,
-            plans: spec.grid,
             lengths: BTreeMap::new(),
             metadata: BTreeMap::new(),
         };

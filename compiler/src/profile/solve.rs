@@ -123,7 +123,7 @@ pub(crate) fn solve(curves: &Curves, spec: &SolveSpec) -> anyhow::Result<(Plan, 
         .into());
     }
     let profiled: Vec<u32> = curves.lengths.keys().copied().collect();
-    let programme = spec.programme((curves.layers, curves.kv_heads), curves.plans, &profiled);
+    let programme = spec.programme((curves.layers, curves.kv_heads), curves.grid, &profiled);
     let chosen = match &spec.hold {
         None => programme.solve(&table(curves, &spec.cost, &programme), spec.density)?,
         Some((kind, factor)) => hold(curves, spec, &programme, kind, *factor)?,
@@ -139,8 +139,7 @@ pub(crate) fn solve(curves: &Curves, spec: &SolveSpec) -> anyhow::Result<(Plan, 
 
 /// Costs of a programme's rules.
 pub(crate) fn table(curves: &Curves, spec: &CostSpec, programme: &Programme) -> Vec<f64> {
-    let Programme { rules, lengths, .. } = programme;
-    costs(curves, spec, rules, programme.grid, lengths)
+    costs(curves, spec, &programme.rules, &programme.lengths)
 }
 
 /// The cheapest plan whose cost on one kind is at most `factor` times the least possible one at the same budget: the

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use moa_format::Plan;
 use moa_lm::{Estimator, LossKind};
+use moa_mask::MaskGrid;
 
 use super::measure::{Bench, Measured};
 use super::steps::{Landscape, Local, Step};
@@ -14,10 +15,10 @@ use crate::cli::Scale;
 use crate::effort::preset;
 use crate::evaluate::Scorer;
 use crate::hint::Told;
-use crate::pipeline;
 use crate::profile::{
     CostSpec, Curves, ProfileSpec, Programme, SolveSpec, TASK_NATS, costs, is_text, table,
 };
+use crate::{pipeline, plans};
 
 /// What the weight of text is multiplied by in programmes at the dense model, the first of which begins the path: to second
 /// order the two groups are not off by the same factor.
@@ -48,8 +49,9 @@ impl Model<'_, '_> {
             ..Wish::of(job.profile, &preset)
         };
         let samples = calibration::gather(job.opened, &wish, job.printer)?.samples;
+        let grid: MaskGrid = plans::grid(job.profile.sink, job.profile.block)?;
         let spec = ProfileSpec {
-            grid: self.curves.grid,
+            grid,
             loss: LossKind::KlToDense,
             at: Some(at.clone()),
             per_entry: false,
@@ -90,8 +92,7 @@ impl Model<'_, '_> {
             kinds,
             ..self.spec.cost.clone()
         };
-        let Programme { rules, grid, .. } = self.programme;
-        costs(curves, &spec, rules, *grid, constrained)
+        costs(curves, &spec, &self.programme.rules, constrained)
     }
 
     /// Weights of tasks and text in what is measured.

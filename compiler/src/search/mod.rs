@@ -162,7 +162,7 @@ impl Job<'_> {
 
     fn programme(&self, curves: &Curves, spec: &SolveSpec) -> Programme {
         let profiled: Vec<u32> = curves.lengths.keys().copied().collect();
-        spec.programme((curves.layers, curves.kv_heads), curves.plans, &profiled)
+        spec.programme((curves.layers, curves.kv_heads), curves.grid, &profiled)
     }
 
     fn one_shot(&self, curves: &Curves, spec: &SolveSpec) -> anyhow::Result<Searched> {

@@ -280,7 +280,7 @@ fn predictors(curves: &Curves) -> Vec<Predictor> {
                     estimator,
                     monotone,
                     of: of.clone(),
-                    table: costs(curves, &spec, &rules, curves.grid, &[]),
+                    table: costs(curves, &spec, &rules, &[]),
                 });
             }
         }

@@ -204,7 +204,7 @@ fn grids_without_a_sink_or_with_a_long_one() {
         let grid = MaskGrid::new(sink, 64).unwrap();
         both("sink", &source, &sample, sink, grid);
     }
-    // As plans have it: a sink narrower than that of the curves.
+    // Plans may have a narrower sink than the curves.
     both("narrow", &source, &sample, 16, MaskGrid::default());
 }
 
