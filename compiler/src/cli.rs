@@ -286,8 +286,8 @@ pub(crate) struct SearchArgs {
     #[arg(long, default_value_t = 0.5, value_name = "FRACTION")]
     pub(crate) damping: f64,
     /// Weight of the second-order term of a step's model against the first-order one, to begin with: a quarter of it after
-    /// a step that measures better, four times after one that measures worse.
-    #[arg(long, default_value_t = 1.0, value_name = "WEIGHT")]
+    /// a step that measures better at once, four times after one that measures worse.
+    #[arg(long, default_value_t = 4.0, value_name = "WEIGHT")]
     pub(crate) curvature: f64,
     /// Weight of text against the answers of tasks, both divergences from dense in nats a token.
     #[arg(long, default_value_t = crate::profile::TEXT_WEIGHT, value_name = "WEIGHT")]

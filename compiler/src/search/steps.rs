@@ -18,10 +18,10 @@ use crate::stages::Stages;
 const TRIES: usize = 3;
 /// Standard errors that count against a change.
 const ERRORS: f64 = 2.0;
-/// What the weight of the second order is multiplied by after a failure, and divided by after a success.
+/// What the weight of the second order is multiplied by after a failure, and divided by after a success at once.
 const STIFFER: f64 = 4.0;
-/// The least part of its first weight that the second order keeps.
-const LEAST: f64 = 1.0 / 64.0;
+/// How far the weight of the second order goes from its first value, either way.
+const RANGE: f64 = 16.0;
 
 /// How the search goes.
 #[derive(Debug, Clone, PartialEq)]
@@ -315,10 +315,15 @@ impl Search<'_> {
             // Tightening has taken parts up to its number of steps.
             let local = self.visit(&current, self.spec.steps + 1 + number)?;
             let mut tried = Vec::new();
-            for _ in 0..TRIES {
+            // What came true at once is believed more; what did not at all, less.
+            let mut next_curvature = curvature * STIFFER;
+            for again in 0..TRIES {
                 let costs = local.costs(curvature);
                 let next = self.solve(&costs, self.spec.density)?;
                 if next == current {
+                    if again == 0 {
+                        next_curvature = curvature / STIFFER;
+                    }
                     break;
                 }
                 if !tried.contains(&next) {
@@ -332,13 +337,20 @@ impl Search<'_> {
                         curvature: Some(curvature),
                     })?;
                     if better {
+                        let first = again == 0;
+                        next_curvature = if first {
+                            curvature / STIFFER
+                        } else {
+                            curvature
+                        };
                         break;
                     }
                     tried.push(next);
                 }
                 curvature *= STIFFER;
             }
-            curvature = (curvature / STIFFER).max(self.spec.curvature * LEAST);
+            let (least, most) = (self.spec.curvature / RANGE, self.spec.curvature * RANGE);
+            curvature = next_curvature.clamp(least, most);
         }
         Ok(())
     }
