@@ -86,6 +86,16 @@ const prompts = {
 };
 const result = { date: new Date().toISOString(), options, browser: undefined, adapter: undefined, cpus: undefined, contenders: [] };
 
+/** After every engine, so that a run that is broken off leaves what it has. */
+function save() {
+  mkdirSync(given.out, { recursive: true });
+  for (const [name, text] of [["samples.json", `${JSON.stringify(result, null, 1)}\n`], ["index.html", resultPage(result)]]) {
+    const path = join(given.out, name);
+    writeFileSync(`${path}.part`, text);
+    renameSync(`${path}.part`, path);
+  }
+}
+
 for (const row of chosen) {
   console.error(`${row.label} ...`);
   const entry = { label: row.label, weights: row.weights, prefill: [], decode: options.depths.map((depth) => ({ depth, samples: [] })) };
@@ -113,13 +123,8 @@ for (const row of chosen) {
     console.error(`  ${entry.failed}`);
   }
   await browser.close();
+  save();
 }
 server.close();
 
-mkdirSync(given.out, { recursive: true });
-for (const [name, text] of [["samples.json", `${JSON.stringify(result, null, 1)}\n`], ["index.html", resultPage(result)]]) {
-  const path = join(given.out, name);
-  writeFileSync(`${path}.part`, text);
-  renameSync(`${path}.part`, path);
-}
 console.log(table(result));
