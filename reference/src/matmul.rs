@@ -16,7 +16,7 @@ pub fn matmul(x: &[f32], weights: &[f64], cols: usize, bias: Option<&[f32]>) -> 
     y
 }
 
-/// The same where inputs are rounded to 127ths of the largest magnitude in their group of 32 columns before they meet
+/// The same where inputs are rounded to 127th parts of the largest magnitude in their group of 32 columns before they meet
 /// the weights less `offsets`; offsets meet them as they are.
 pub fn matmul_packed(x: &[f32], weights: &[f64], offsets: &[f64], cols: usize) -> Vec<f64> {
     let rounded: Vec<f64> = x

@@ -22,7 +22,7 @@ const CONTEXT: u32 = 400;
 const REORDERED: Tolerance = Tolerance::new(4e-3, 1e-3);
 /// Groups of 32 summed in f16.
 const F16: Tolerance = Tolerance::new(1e-1, 1e-2);
-/// Inputs rounded to 127ths of their group's largest in every layer, where few are much larger than the rest: how far
+/// Inputs rounded to 127th parts of their group's largest in every layer, where few are much larger than the rest: how far
 /// logits may be from the base's, as a part of their norm.
 const BYTES: f64 = 0.15;
 /// Caches of bytes: a row that lies at a tie is rounded either way.

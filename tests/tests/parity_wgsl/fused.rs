@@ -126,7 +126,7 @@ fn dialects() -> impl Iterator<Item = (Dialect, WeightType)> {
     })
 }
 
-/// Inputs for a norm with these weights. Where they are packed, such that nothing is left to round: whole 127ths of
+/// Inputs for a norm with these weights. Where they are packed, such that nothing is left to round: whole 127th parts of
 /// the largest in their group once they have met the norm.
 fn inputs(random: &mut Random, dialect: Dialect, count: usize, norm: &[f32]) -> Vec<f32> {
     if !dialect.variant.packed {

@@ -60,7 +60,7 @@ fn parts(weight: WeightType, bytes: &[u8], rows: u32, cols: u32) -> (Vec<u8>, Ve
     (bytes[..end].to_vec(), bytes[scales..].to_vec())
 }
 
-/// Inputs that lie at no tie when they are rounded to 127ths of their group's largest.
+/// Inputs that lie at no tie when they are rounded to 127th parts of their group's largest.
 pub(crate) fn away_from_ties(x: &mut [f32]) {
     for group in x.chunks_mut(32) {
         let step = group.iter().fold(0.0f32, |max, value| max.max(value.abs())) / 127.0;
