@@ -6,12 +6,12 @@
 // MOA_CHROMIUM names the browser (see browser.mjs). Results: OUT/find.json and a picture a context; the table goes to standard
 // output. It counts; it does not judge, and numbers and places are the page's own random ones.
 
-import { mkdirSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 
 import { serve } from "../serve.mjs";
 import { openBrowser } from "./browser.mjs";
+import { write } from "./results.mjs";
 
 const { values: given } = parseArgs({
   options: {
@@ -31,7 +31,6 @@ if (!given.bundle || !given.pages || !given.out) {
 const contexts = given.context.split(",").map(Number);
 const rounds = Number(given.rounds);
 const limit = { timeout: 1000 * Number(given["limit-s"]) };
-mkdirSync(given.out, { recursive: true });
 
 const server = await serve(resolve(given.bundle), { mounts: { "/pages/": resolve(given.pages) } });
 const address = `http://localhost:${server.address().port}`;
@@ -62,7 +61,7 @@ for (const context of contexts) {
   await browser.close();
 }
 server.close();
-writeFileSync(join(given.out, "find.json"), `${JSON.stringify(result, null, 1)}\n`);
+write(given.out, "find.json", `${JSON.stringify(result, null, 1)}\n`);
 const names = Object.keys(result.contexts[0].columns[0]);
 console.log(`| context | ${names.join(" | ")} | requests |\n|${"---|".repeat(names.length + 2)}`);
 for (const { context, columns, requests } of result.contexts) {

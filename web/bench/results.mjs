@@ -1,5 +1,16 @@
 // From samples to a table and to a page with the chart: milliseconds a token against depth. It judges nothing and hides no row.
 
+import { mkdirSync, renameSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+
+/** Writes a file of results, whole or not at all. */
+export function write(folder, name, text) {
+  mkdirSync(folder, { recursive: true });
+  const path = join(folder, name);
+  writeFileSync(`${path}.part`, text);
+  renameSync(`${path}.part`, path);
+}
+
 const median = (values) => {
   const sorted = [...values].sort((a, b) => a - b);
   const middle = sorted.length >> 1;

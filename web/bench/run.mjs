@@ -6,15 +6,14 @@
 // Results: OUT/samples.json with adapter, browser and every sample, OUT/index.html with table and chart; the table also goes to
 // standard output. It times nothing before it has compared the first tokens of an answer.
 
-import { mkdirSync, renameSync, writeFileSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { resolve } from "node:path";
 import { parseArgs } from "node:util";
 
 import { bundleContenders, startServer } from "./server.mjs";
 import { openBrowser } from "./browser.mjs";
 import { CONTENDERS } from "./contenders.mjs";
 import { reader } from "./prompts.mjs";
-import { page as resultPage, table } from "./results.mjs";
+import { page as resultPage, table, write } from "./results.mjs";
 
 /** Tokens of the answer that is compared before anything is timed. */
 const ANSWER_TOKENS = 16;
@@ -88,12 +87,8 @@ const result = { date: new Date().toISOString(), options, browser: undefined, ad
 
 /** After every engine, so that a run that is broken off leaves what it has. */
 function save() {
-  mkdirSync(given.out, { recursive: true });
-  for (const [name, text] of [["samples.json", `${JSON.stringify(result, null, 1)}\n`], ["index.html", resultPage(result)]]) {
-    const path = join(given.out, name);
-    writeFileSync(`${path}.part`, text);
-    renameSync(`${path}.part`, path);
-  }
+  write(given.out, "samples.json", `${JSON.stringify(result, null, 1)}\n`);
+  write(given.out, "index.html", resultPage(result));
 }
 
 for (const row of chosen) {
