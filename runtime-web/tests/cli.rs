@@ -25,6 +25,8 @@ fn help_and_version_are_answers() {
         &["--version"],
         &["generate", "--help"],
         &["bench", "--help"],
+        &["perplexity", "--help"],
+        &["random", "--help"],
     ] {
         let output = moa_run(args);
         assert_eq!(output.status.code(), Some(0), "{args:?}");
@@ -121,4 +123,30 @@ fn sampling_options_are_checked_before_anything_is_loaded() {
     ]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("top-p"));
+}
+
+#[test]
+fn a_random_bundle_is_a_bundle_and_never_written_over_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("bundle");
+    let args = [
+        "random",
+        "--shape",
+        "smollm2-135m",
+        "--density",
+        "0.25",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    let output = moa_run(&args);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let bundle = moa_runtime_web::bundle::Bundle::open(&out).unwrap();
+    assert_eq!(bundle.plan(None).unwrap().name, "density-0.25");
+    for shard in &bundle.manifest().weights.shards {
+        let bytes = std::fs::metadata(out.join(&shard.file)).unwrap().len();
+        assert_eq!(bytes, u64::from(shard.bytes), "{}", shard.file);
+    }
+    let output = moa_run(&args);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("not empty"));
 }

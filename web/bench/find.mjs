@@ -1,7 +1,7 @@
 // Presses the button of the page `find` again and again, as a visitor would, and writes down what the page then shows: hits,
 // bytes and milliseconds a token of the three plans, at each context.
 //
-//   node web/bench/find.mjs --bundle DIR --pages DIR --out DIR [--context 1024,2048] [--rounds 10] [--plan NAME]
+//   node web/bench/find.mjs --bundle DIR --pages DIR --out DIR [--context 1024,2048] [--rounds 10] [--plan NAME] [--kernels NAME]
 //
 // MOA_CHROMIUM names the browser (see browser.mjs). Results: OUT/find.json and a picture a context; the table goes to standard
 // output. It counts; it does not judge, and numbers and places are the page's own random ones.
@@ -21,11 +21,12 @@ const { values: given } = parseArgs({
     context: { type: "string", default: "1024,2048" },
     rounds: { type: "string", default: "10" },
     plan: { type: "string" },
+    kernels: { type: "string" },
     "limit-s": { type: "string", default: "600" },
   },
 });
 if (!given.bundle || !given.pages || !given.out) {
-  console.error("usage: find.mjs --bundle DIR --pages DIR --out DIR [--context 1024,2048] [--rounds 10] [--plan NAME] [--limit-s 600]");
+  console.error("usage: find.mjs --bundle DIR --pages DIR --out DIR [--context 1024,2048] [--rounds 10] [--plan NAME] [--kernels NAME] [--limit-s 600]");
   process.exit(1);
 }
 const contexts = given.context.split(",").map(Number);
@@ -36,7 +37,7 @@ const server = await serve(resolve(given.bundle), { mounts: { "/pages/": resolve
 const address = `http://localhost:${server.address().port}`;
 const result = { date: new Date().toISOString(), rounds, contexts: [] };
 for (const context of contexts) {
-  const search = new URLSearchParams({ model: `${address}/manifest.json`, context, ...(given.plan ? { plan: given.plan } : {}) });
+  const search = new URLSearchParams({ model: `${address}/manifest.json`, context, ...(given.plan ? { plan: given.plan } : {}), ...(given.kernels ? { kernels: given.kernels } : {}) });
   const browser = await openBrowser(`${address}/pages/find/?${search}`, { ready: () => !document.getElementById("run").disabled || !document.getElementById("problem").hidden, limit });
   Object.assign(result, { browser: browser.version, adapter: browser.adapter });
   const { page } = browser;

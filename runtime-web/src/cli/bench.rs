@@ -13,7 +13,7 @@ use moa_runtime_web::{
 };
 use serde_json::json;
 
-use super::run::{adapter, load, make_engine};
+use super::run::{adapter, load, make_engine, prefill};
 use super::shapes::Shape;
 use super::{CliError, EngineArgs};
 
@@ -235,14 +235,6 @@ fn at_depth(engine: &mut Engine, args: &BenchArgs, before: &[u32]) -> Result<(),
         return Ok(engine.assume_len(depth)?);
     }
     prefill(engine, before)
-}
-
-fn prefill(engine: &mut Engine, ids: &[u32]) -> Result<(), CliError> {
-    let mut taken = 0;
-    while taken < ids.len() {
-        taken += pollster::block_on(engine.prefill(&ids[taken..]))?;
-    }
-    Ok(())
 }
 
 fn render(

@@ -1,6 +1,8 @@
 //! Arguments, commands and exit codes of `moa-run`.
 
 mod bench;
+mod perplexity;
+mod random;
 mod run;
 mod shapes;
 
@@ -27,9 +29,13 @@ enum Command {
     Generate(run::GenerateArgs),
     /// Measure prefill and decode.
     Bench(bench::BenchArgs),
+    /// Measure what a variant of the kernels costs in quality, beside the base.
+    Perplexity(perplexity::PerplexityArgs),
+    /// Write a bundle of random weights, to bench what loads it.
+    Random(random::RandomArgs),
 }
 
-/// What both commands need to make an engine.
+/// What commands need to make an engine.
 #[derive(Debug, Args)]
 struct EngineArgs {
     /// A plan of the bundle by its name, `dense`, or a plan file; the bundle's default when absent.
@@ -144,6 +150,8 @@ pub(crate) fn main() -> ExitCode {
     let (result, json) = match cli.command {
         Command::Generate(args) => (run::generate(&args), args.engine.json),
         Command::Bench(args) => (bench::bench(&args), args.engine.json),
+        Command::Perplexity(args) => (perplexity::perplexity(&args), args.engine.json),
+        Command::Random(args) => (random::random(&args), args.json),
     };
     let document = match result {
         Ok(document) => document,

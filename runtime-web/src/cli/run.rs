@@ -215,7 +215,7 @@ pub(super) fn adapter(engine: &Engine) -> serde_json::Value {
     })
 }
 
-fn read_ids(path: &Path) -> Result<Vec<u32>, CliError> {
+pub(super) fn read_ids(path: &Path) -> Result<Vec<u32>, CliError> {
     let failed = |reason: String| CliError::Ids {
         path: path.to_owned(),
         reason,
@@ -227,4 +227,12 @@ fn read_ids(path: &Path) -> Result<Vec<u32>, CliError> {
         return Err(failed("expected at least one token id".into()));
     }
     Ok(ids)
+}
+
+pub(super) fn prefill(engine: &mut Engine, ids: &[u32]) -> Result<(), CliError> {
+    let mut taken = 0;
+    while taken < ids.len() {
+        taken += pollster::block_on(engine.prefill(&ids[taken..]))?;
+    }
+    Ok(())
 }
