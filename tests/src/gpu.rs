@@ -2,7 +2,7 @@
 //! poisoned before, guard words behind every buffer.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use moa_shaders::{Access, Compiler, Dialect, ENTRY_POINT, HeadShape, Kernel, Products, Variant};
 
@@ -49,24 +49,53 @@ impl Data<'_> {
 /// What kernels use beyond the defaults, where it is there.
 const FEATURES: wgpu::Features = wgpu::Features::SUBGROUP.union(wgpu::Features::SHADER_F16);
 
-/// The device of this process. Fails the test where there is none: tests that may lack one are ignored instead.
+/// Devices of one kind, opened as tests that run side by side need them: a software GPU compiles a device's pipelines one
+/// after the other, and that is what these tests wait for.
+struct Pool {
+    devices: [OnceLock<Mutex<TestGpu>>; 4],
+    features: wgpu::Features,
+}
+
+impl Pool {
+    const fn new(features: wgpu::Features) -> Self {
+        Self {
+            devices: [const { OnceLock::new() }; 4],
+            features,
+        }
+    }
+
+    /// The first device that nobody has, or the last one once it is free.
+    fn take(&'static self) -> MutexGuard<'static, TestGpu> {
+        let open = |device: &'static OnceLock<Mutex<TestGpu>>| {
+            device.get_or_init(|| Mutex::new(TestGpu::open(self.features)))
+        };
+        let [first @ .., last] = &self.devices;
+        first
+            .iter()
+            .find_map(|device| match open(device).try_lock() {
+                Ok(gpu) => Some(gpu),
+                Err(TryLockError::Poisoned(gpu)) => Some(gpu.into_inner()),
+                Err(TryLockError::WouldBlock) => None,
+            })
+            .unwrap_or_else(|| open(last).lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A device for one kernel after another. Fails the test where there is none: tests that may lack one are ignored instead.
 pub fn test_gpu() -> MutexGuard<'static, TestGpu> {
     test_gpu_in(Dialect::BASE)
 }
 
 /// A device for kernels in a dialect: one without any feature where it needs none.
 pub fn test_gpu_in(dialect: Dialect) -> MutexGuard<'static, TestGpu> {
-    static PLAIN: OnceLock<Mutex<TestGpu>> = OnceLock::new();
-    static EXTENDED: OnceLock<Mutex<TestGpu>> = OnceLock::new();
-    let (gpu, features) = if dialect.variant == Variant::BASE {
-        (&PLAIN, wgpu::Features::empty())
+    static PLAIN: Pool = Pool::new(wgpu::Features::empty());
+    static EXTENDED: Pool = Pool::new(FEATURES);
+    let pool = if dialect.variant == Variant::BASE {
+        &PLAIN
     } else {
-        (&EXTENDED, FEATURES)
+        &EXTENDED
     };
-    let mut gpu = gpu
-        .get_or_init(|| Mutex::new(TestGpu::open(features)))
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut gpu = pool.take();
     gpu.dialect = dialect;
     gpu
 }
