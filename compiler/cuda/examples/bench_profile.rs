@@ -13,8 +13,8 @@ use std::error::Error;
 use std::time::Instant;
 
 use moa_cuda::{Gpu, Stage};
-use moa_format::{Family, ModelConfig, RopeConfig};
-use moa_lm::{Lm, ProfileOptions, Sample, WeightSource, WeightsFrom};
+use moa_format::{Family, ModelConfig, RopeConfig, TensorSpec};
+use moa_lm::{Lm, ProfileOptions, Sample, WeightSource, made_weights};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -27,25 +27,19 @@ fn random(config: ModelConfig) -> impl WeightSource {
             f32::from(u16::try_from(state >> 16).unwrap_or(0)) / 32768.0 - 1.0
         })
         .collect();
-    let specs = moa_format::tensors(&config);
-    WeightsFrom::new(
-        config,
-        move |name: &str| -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-            let spec = specs.iter().find(|spec| spec.name == name);
-            let spec = spec.ok_or("no such tensor")?;
-            let len = usize::try_from(spec.len())?;
-            if name.contains("norm") {
-                return Ok(vec![1.0; len]);
-            }
-            let scale = 1.7 / (spec.cols as f32).sqrt();
-            let block: Vec<f32> = block.iter().map(|x| x * scale).collect();
-            let mut values = Vec::with_capacity(len);
-            while values.len() < len {
-                values.extend_from_slice(&block[..block.len().min(len - values.len())]);
-            }
-            Ok(values)
-        },
-    )
+    made_weights(config, move |spec: &TensorSpec| {
+        let len = usize::try_from(spec.len()).unwrap_or(usize::MAX);
+        if spec.name.contains("norm") {
+            return vec![1.0; len];
+        }
+        let scale = 1.7 / (spec.cols as f32).sqrt();
+        let block: Vec<f32> = block.iter().map(|x| x * scale).collect();
+        let mut values = Vec::with_capacity(len);
+        while values.len() < len {
+            values.extend_from_slice(&block[..block.len().min(len - values.len())]);
+        }
+        values
+    })
 }
 
 fn config(sizes: [u32; 8], theta: f64, tied: bool) -> ModelConfig {

@@ -135,7 +135,7 @@ impl<D: Device> Lm<D> {
         let mut logits = Vec::with_capacity(ids.len() * self.config.vocab_size as usize);
         for rows in rows.chunks(self.logit_rows()) {
             check(observer)?;
-            let chunk = self.lm_head(&self.normed_rows(&x, rows)?)?;
+            let chunk = self.lm_head(&self.normed_rows(&x, rows, &self.weights.final_norm)?)?;
             logits.extend(self.device.download(&chunk)?);
         }
         Ok(logits)
@@ -330,11 +330,15 @@ impl<D: Device> Lm<D> {
     }
 
     /// Some rows of the final residual stream, normed and ready for [`lm_head`](Self::lm_head).
-    pub(crate) fn normed_rows(&self, x: &D::Buffer, rows: &[u32]) -> Result<D::Buffer> {
-        let rows = self
-            .device
-            .gather_rows(x, self.config.hidden_dim as usize, rows)?;
-        self.norm(&rows, &self.weights.final_norm)
+    pub(crate) fn normed_rows(
+        &self,
+        x: &D::Buffer,
+        rows: &[u32],
+        weight: &D::Buffer,
+    ) -> Result<D::Buffer> {
+        let hidden = self.config.hidden_dim as usize;
+        let rows = self.device.gather_rows(x, hidden, rows)?;
+        self.norm(&rows, weight)
     }
 
     /// Logits of normed rows.

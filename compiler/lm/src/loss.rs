@@ -71,10 +71,8 @@ impl<D: Device> Lm<D> {
             LossKind::CrossEntropy => None,
             LossKind::KlToDense => {
                 let x = self.forward(&sample.ids, &self.dense, Phase::Teacher, observer, None)?;
-                let hidden = self.config.hidden_dim as usize;
-                let x_rows = self.device.gather_rows(&x, hidden, &rows)?;
-                let norm = final_norm.as_ref().unwrap_or(&self.weights.final_norm);
-                Some(self.norm(&x_rows, norm)?)
+                let weight = final_norm.as_ref().unwrap_or(&self.weights.final_norm);
+                Some(self.normed_rows(&x, &rows, weight)?)
             }
         };
         Ok(LossRows {

@@ -1,9 +1,9 @@
 //! A small random model for this crate's own tests.
 
-use moa_format::{Family, ModelConfig, RopeConfig};
+use moa_format::{Family, ModelConfig, RopeConfig, TensorSpec};
 use moa_reference::weights::random;
 
-use crate::{Cpu, Lm, WeightsFrom};
+use crate::{Cpu, Lm, made_weights};
 
 /// Two layers with two KV heads on the CPU.
 pub(crate) fn model() -> Lm<Cpu> {
@@ -27,14 +27,9 @@ pub(crate) fn model() -> Lm<Cpu> {
         bos: None,
         eos: vec![],
     };
-    let specs = moa_format::tensors(&config);
-    let read = |name: &str| {
-        let spec = specs.iter().find(|spec| spec.name == name);
-        let values = |spec: &moa_format::TensorSpec| {
-            let len = usize::try_from(spec.len()).unwrap();
-            random(name, len, spec.cols as usize, 2.5)
-        };
-        spec.map(values).ok_or("no such tensor")
-    };
-    Lm::load(Cpu, &WeightsFrom::new(config, read), &()).unwrap()
+    let weights = made_weights(config, |spec: &TensorSpec| {
+        let len = usize::try_from(spec.len()).unwrap();
+        random(&spec.name, len, spec.cols as usize, 2.5)
+    });
+    Lm::load(Cpu, &weights, &()).unwrap()
 }

@@ -126,7 +126,9 @@ impl<D: Device> Session<'_, D> {
             });
         }
         let (x, row) = last.ok_or(LmError::NoTokens)?;
-        let normed = self.lm.normed_rows(&x, &[row])?;
+        let normed = self
+            .lm
+            .normed_rows(&x, &[row], &self.lm.weights.final_norm)?;
         self.lm.device.download(&self.lm.lm_head(&normed)?)
     }
 

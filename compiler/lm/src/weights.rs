@@ -3,7 +3,7 @@
 //! A source gives f32 by canonical name, whatever it stores; every length is checked against the
 //! configuration before a device sees it.
 
-use moa_format::{EMBEDDING, FINAL_NORM, LM_HEAD, ModelConfig, layer_tensor};
+use moa_format::{EMBEDDING, FINAL_NORM, LM_HEAD, ModelConfig, TensorSpec, layer_tensor};
 
 use crate::observer::{Observer, check};
 use crate::{Device, Linear, LmError, Result, WeightError};
@@ -29,6 +29,18 @@ impl<F> WeightsFrom<F> {
     pub const fn new(config: ModelConfig, read: F) -> Self {
         Self { config, read }
     }
+}
+
+/// A source whose tensors are made up from what they should be.
+pub fn made_weights<F>(config: ModelConfig, make: F) -> impl WeightSource
+where
+    F: Fn(&TensorSpec) -> Vec<f32>,
+{
+    let specs = moa_format::tensors(&config);
+    WeightsFrom::new(config, move |name: &str| {
+        let spec = specs.iter().find(|spec| spec.name == name);
+        spec.map(&make).ok_or("no such tensor")
+    })
 }
 
 impl<F, E> WeightSource for WeightsFrom<F>

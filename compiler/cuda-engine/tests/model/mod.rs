@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 use half::bf16;
-use moa_format::{Family, ModelConfig, RopeConfig};
-use moa_lm::{WeightSource, WeightsFrom};
+use moa_format::{Family, ModelConfig, RopeConfig, TensorSpec};
+use moa_lm::{WeightSource, WeightsFrom, made_weights};
 use moa_model::Checkpoint;
 use moa_reference::weights;
 
@@ -18,18 +18,9 @@ fn rounded(values: Vec<f32>) -> Vec<f32> {
 
 /// Random weights.
 fn random_of(config: ModelConfig) -> impl WeightSource {
-    let specs = moa_format::tensors(&config);
-    WeightsFrom::new(config, move |name: &str| {
-        let spec = specs.iter().find(|spec| spec.name == name);
-        let values = |spec: &moa_format::TensorSpec| {
-            rounded(weights::random(
-                name,
-                spec.len() as usize,
-                spec.cols as usize,
-                2.5,
-            ))
-        };
-        spec.map(values).ok_or("no such tensor")
+    made_weights(config, |spec: &TensorSpec| {
+        let len = usize::try_from(spec.len()).unwrap();
+        rounded(weights::random(&spec.name, len, spec.cols as usize, 2.5))
     })
 }
 

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use moa_cuda::Cuda;
-use moa_format::{Family, ModelConfig, RopeConfig};
-use moa_lm::{Cpu, Device, Lm, WeightSource, WeightsFrom};
+use moa_format::{Family, ModelConfig, RopeConfig, TensorSpec};
+use moa_lm::{Cpu, Device, Lm, WeightSource, WeightsFrom, made_weights};
 use moa_mask::{HeadRule, MaskGrid, ModelMasks};
 use moa_model::Checkpoint;
 use moa_reference::weights;
@@ -36,14 +36,9 @@ pub(crate) fn tiny(name: &str) -> impl WeightSource {
 
 /// Random weights of a given shape, the same for the same names.
 pub(crate) fn random_of(config: ModelConfig) -> impl WeightSource {
-    let specs = moa_format::tensors(&config);
-    WeightsFrom::new(config, move |name: &str| {
-        let spec = specs.iter().find(|spec| spec.name == name);
-        let values = |spec: &moa_format::TensorSpec| {
-            let len = usize::try_from(spec.len()).unwrap();
-            weights::random(name, len, spec.cols as usize, 2.0)
-        };
-        spec.map(values).ok_or("no such tensor")
+    made_weights(config, |spec: &TensorSpec| {
+        let len = usize::try_from(spec.len()).unwrap();
+        weights::random(&spec.name, len, spec.cols as usize, 2.0)
     })
 }
 
