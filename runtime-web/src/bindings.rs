@@ -126,12 +126,12 @@ impl CreateOptions {
         Ok(Setup::new(manifest, plan, context)?.with_kv_format(format))
     }
 
-    fn engine(&self) -> JsResult<EngineOptions> {
-        Ok(EngineOptions {
+    fn engine(&self, variant: Variant) -> EngineOptions {
+        EngineOptions {
             prefill_chunk: self.prefill_chunk,
-            variant: self.variant()?.0,
+            variant,
             ..EngineOptions::default()
-        })
+        }
     }
 
     /// The variant to begin with, and what to ask the device for.
@@ -248,14 +248,15 @@ impl MoaEngine {
         let asked: CreateOptions = options(create_options)?;
         let manifest = manifest(&manifest_json)?;
         let setup = asked.setup(manifest, &plan_name, plan_bytes.as_deref(), context)?;
+        let (variant, extras) = asked.variant()?;
         let gpu_options = GpuOptions {
             default_limits: asked.default_limits,
-            extras: asked.variant()?.1,
+            extras,
             low_power: asked.power_preference.as_deref() == Some("low-power"),
             ..GpuOptions::default()
         };
         let gpu = Gpu::open(gpu_options, setup.needs()).await?;
-        Ok(Engine::new(gpu, setup, asked.engine()?).await?.into())
+        Ok(Engine::new(gpu, setup, asked.engine(variant)).await?.into())
     }
 
     /// The weights, for other engines on this device, once every chunk is there.
@@ -580,7 +581,8 @@ impl MoaWeights {
         let asked: CreateOptions = options(create_options)?;
         let manifest = self.0.manifest().clone();
         let setup = asked.setup(manifest, &plan_name, plan_bytes.as_deref(), context)?;
-        Ok(self.0.engine(setup, asked.engine()?).await?.into())
+        let (variant, _) = asked.variant()?;
+        Ok(self.0.engine(setup, asked.engine(variant)).await?.into())
     }
 
     /// Why the device was lost, once it is.
