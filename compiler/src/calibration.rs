@@ -8,10 +8,9 @@ use moa_format::sha256_hex;
 use moa_lm::{Device, GenerateOptions, Lm, Sampler, SamplerOptions, generate};
 
 use crate::calibrate::{
-    Calibration, CalibrationSource, Kind, RESPONSE_TOKENS, Sample, Setting, Tokenize,
-    samples_sha256,
+    Calibration, CalibrationSource, Kind, RESPONSE_TOKENS, Sample, Tokenize, samples_sha256,
 };
-use crate::cli::{ProfileArgs, TargetChoice, TextSource, TextUse};
+use crate::cli::{ProfileArgs, TargetChoice};
 use crate::device::on;
 use crate::effort::Preset;
 use crate::hint::Told;
@@ -34,8 +33,8 @@ pub(crate) struct Gathered {
 pub(crate) struct Wish<'a> {
     /// A file; without one the built-in kinds.
     pub(crate) file: Option<&'a Path>,
-    /// A plain text, and what it is for.
-    pub(crate) text: Option<(&'a TextSource, TextUse)>,
+    /// A plain text in place of the built-in prose.
+    pub(crate) text: Option<&'a Path>,
     pub(crate) lengths: Vec<u32>,
     /// Samples of each kind at each length.
     pub(crate) count: usize,
@@ -51,7 +50,7 @@ impl<'a> Wish<'a> {
     pub(crate) fn of(args: &'a ProfileArgs, preset: &Preset) -> Self {
         Self {
             file: args.calibration.as_deref(),
-            text: args.text.as_ref().map(|text| (text, args.text_use)),
+            text: args.text.as_deref(),
             lengths: preset.lengths.clone(),
             count: preset.samples,
             seed: args.seed,
@@ -79,23 +78,13 @@ fn written(
     wish: &Wish<'_>,
     printer: &Printer,
 ) -> anyhow::Result<BTreeMap<u32, Vec<Sample>>> {
-    let given = match wish.text {
-        Some((text, purpose)) => Some((opened.given(text, wish.seed, printer)?, purpose)),
-        None => None,
-    };
     let source = match wish.file {
         Some(path) => CalibrationSource::of_file(path),
         None => {
             let mut kinds = Kind::ALL.to_vec();
-            let stories = matches!(given, None | Some((_, TextUse::Half)));
-            kinds.retain(|kind| stories || *kind != Kind::Prose);
+            kinds.retain(|kind| wish.text.is_none() || *kind != Kind::Prose);
             CalibrationSource::Builtin(kinds)
         }
-    };
-    let setting = match given {
-        None | Some((_, TextUse::Windows)) => Setting::Stories,
-        Some((given, TextUse::Everywhere)) => Setting::Text(&given.sentences),
-        Some((given, TextUse::Half)) => Setting::Both(&given.sentences),
     };
     let tokenizer = opened
         .source
@@ -113,11 +102,11 @@ fn written(
     };
     let mut samples = BTreeMap::new();
     for &length in &wish.lengths {
-        let list = calibration.samples_in(setting, tokenizer, length, skip + wish.count, seed)?;
+        let list = calibration.samples(tokenizer, length, skip + wish.count, seed)?;
         let mut list = without_first(list, skip, printer);
-        if let Some((given, _)) = given {
-            let windows = given
-                .windows
+        if let Some(path) = wish.text {
+            let windows = opened
+                .text(path)?
                 .samples(length, wish.after + wish.count, wish.seed)?;
             list.extend(without_first(windows, wish.after, printer));
         }

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use finding::{
     Effort, EstimatorChoice, LossChoice, ProfileArgs, Scale, SearchArgs, SearchChoice, SolveArgs,
-    TargetChoice, TextSource, TextUse,
+    TargetChoice,
 };
 
 /// Compile a language model for long context at bounded memory.
@@ -58,8 +58,6 @@ pub(crate) enum Command {
     Solve(Solve),
     /// Find a plan by steps or on a front, measuring plans on held-out samples.
     Search(Search),
-    /// Have the model write a text to calibrate with.
-    Compose(Compose),
     /// Measure random plans, and how well each estimator predicted their order.
     Study(Study),
     /// Show plans, profiles and results as one HTML page.
@@ -193,28 +191,6 @@ pub(crate) struct Search {
     /// Keep the folder of finished work, so that a search with other options can use it.
     #[arg(long)]
     pub(crate) keep_work: bool,
-}
-
-/// `compose`.
-#[derive(Debug, Args)]
-pub(crate) struct Compose {
-    /// A Hugging Face folder or a GGUF file.
-    pub(crate) model: PathBuf,
-    /// The text, for --text; what `--text own` would write.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) out: PathBuf,
-    /// Tokens of the text, at least.
-    #[arg(long, default_value_t = crate::own_text::TOKENS, value_name = "COUNT")]
-    pub(crate) tokens: usize,
-    /// What tokens are drawn at; above 0.
-    #[arg(long, default_value_t = crate::own_text::TEMPERATURE)]
-    pub(crate) temperature: f32,
-    /// Seed of everything that is drawn.
-    #[arg(long, default_value_t = 0)]
-    pub(crate) seed: u64,
-    /// Where to compute.
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(crate) device: DeviceChoice,
 }
 
 /// `study`.
@@ -375,7 +351,7 @@ pub(crate) struct Eval {
     ///
     /// `dense`; `dense-kv8` (8-bit keys and values, simulated); a plan: its name inside the bundle or a file, also as
     /// `moa:PLAN`; `uniform[:BUDGET]` (one window for all heads); `binary:BUDGET:PROFILE` (all or nothing by our own
-    /// influence); `duo:DIR[:SPARSITY]` (a `DuoAttention` pattern folder). A budget is a kv_density or a plan; without
+    /// influence); `duo:DIR[:SPARSITY]` (a `DuoAttention` pattern folder); any of them with `+kv8` behind it. A budget is a kv_density or a plan; without
     /// one it is that of the first plan in the list.
     #[arg(long, value_delimiter = ',', value_name = "METHOD,..", default_values_t = [String::from("dense")])]
     pub(crate) methods: Vec<String>,

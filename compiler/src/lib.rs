@@ -23,7 +23,6 @@ mod hint;
 mod ids;
 mod interrupt;
 mod journal;
-mod own_text;
 mod perplexity;
 mod pipeline;
 mod plans;
@@ -56,7 +55,6 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Profile(args) => commands::profile::run(&args, &printer),
         Command::Solve(args) => commands::solve::run(&args, &printer),
         Command::Search(args) => commands::search::run(&args, &printer),
-        Command::Compose(args) => commands::compose::run(&args, &printer),
         Command::Study(args) => commands::study::run(&args, &printer),
         Command::Report(args) => commands::report::run(&args, &printer),
         Command::Inspect(args) => commands::inspect::run(&args, &printer),

@@ -8,17 +8,15 @@ use moa_format::ModelConfig;
 use moa_lm::LossKind;
 use moa_model::Checkpoint;
 
-use crate::calibrate::sentences::Sentences;
 use crate::calibrate::text::Text;
 use crate::calibrate::{CalibrationError, Sample};
 use crate::calibration::{self, Wish};
-use crate::cli::{DeviceChoice, EstimatorChoice, LossChoice, ProfileArgs, SolveArgs, TextSource};
+use crate::cli::{DeviceChoice, EstimatorChoice, LossChoice, ProfileArgs, SolveArgs};
 use crate::device::{self, Model, Place};
 use crate::effort::preset;
 use crate::files::{FileError, TEXT_LIMIT, read_bounded};
 use crate::hint::Told;
 use crate::interrupt;
-use crate::own_text::{self, OwnSpec};
 use crate::plans;
 use crate::printer::Printer;
 use crate::profile::{CostSpec, Curves, ProfileSpec, Profiler, SolveSpec, check_budgets};
@@ -41,15 +39,7 @@ pub(crate) struct Opened {
     /// What took how long.
     pub(crate) stages: Stages,
     lm: OnceCell<Model>,
-    given: OnceCell<Given>,
-}
-
-/// A text for calibration.
-pub(crate) struct Given {
-    /// Its tokens, for language modeling.
-    pub(crate) windows: Text,
-    /// Its sentences, to tell facts between.
-    pub(crate) sentences: Sentences,
+    text: OnceCell<Text>,
 }
 
 impl Opened {
@@ -79,33 +69,15 @@ impl Opened {
             .ok_or_else(|| crate::exit::Internal("the model vanished".into()).into())
     }
 
-    /// The text that a command calibrates with, read or written once.
-    pub(crate) fn given(
-        &self,
-        text: &TextSource,
-        seed: u64,
-        printer: &Printer,
-    ) -> anyhow::Result<&Given> {
-        if self.given.get().is_none() {
+    /// The text that a command calibrates language modeling on, tokenized once.
+    pub(crate) fn text(&self, path: &Path) -> anyhow::Result<&Text> {
+        if self.text.get().is_none() {
+            let bytes = read_bounded(path, TEXT_LIMIT)?;
             let tokenizer = self.source.tokenizer();
             let tokenizer = tokenizer.ok_or(CalibrationError::NoTokenizer { line: None })?;
-            let bytes = match text {
-                TextSource::File(path) => read_bounded(path, TEXT_LIMIT)?,
-                TextSource::Own => {
-                    let spec = OwnSpec {
-                        tokens: own_text::TOKENS,
-                        temperature: own_text::TEMPERATURE,
-                        seed,
-                    };
-                    own_text::write(self, &spec, printer)?.into()
-                }
-            };
-            let _ = self.given.set(Given {
-                windows: Text::parse(&bytes, tokenizer)?,
-                sentences: Sentences::of(&String::from_utf8_lossy(&bytes)),
-            });
+            let _ = self.text.set(Text::parse(&bytes, tokenizer)?);
         }
-        self.given
+        self.text
             .get()
             .ok_or_else(|| crate::exit::Internal("the text vanished".into()).into())
     }
@@ -146,7 +118,7 @@ pub(crate) fn open_on(
         place,
         stages: Stages::default(),
         lm: OnceCell::new(),
-        given: OnceCell::new(),
+        text: OnceCell::new(),
     };
     opened.checkpoint()?;
     Ok(opened)

@@ -42,6 +42,6 @@ pub use generate::{GenerateOptions, Generated, StopReason, generate};
 pub use lm::{KvPrecision, Lm, logit_rows};
 pub use observer::{Observer, Phase, Step};
 pub use sample::{Sample, Targets};
-pub use sampler::{Sampler, SamplerOptions, argmax, draw};
+pub use sampler::{Sampler, SamplerOptions, argmax};
 pub use session::Session;
 pub use weights::{WeightSource, WeightsFrom, made_weights};

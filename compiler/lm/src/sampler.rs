@@ -133,28 +133,6 @@ impl Sampler {
     }
 }
 
-/// The token that a uniform number of [0, 1) draws at a temperature above 0, all tokens in the order of their ids: for many texts
-/// at once where [`Sampler`], which sorts, is too slow. NaN is never drawn.
-pub fn draw(logits: &[f32], temperature: f32, uniform: f64) -> u32 {
-    let largest = logits.get(argmax(logits) as usize).copied().unwrap_or(0.0);
-    let weight = |logit: &f32| {
-        if logit.is_nan() {
-            0.0
-        } else {
-            ((logit - largest) / temperature).exp()
-        }
-    };
-    let total: f64 = logits.iter().map(|logit| f64::from(weight(logit))).sum();
-    let mut left = uniform * total;
-    for (id, logit) in (0..).zip(logits) {
-        left -= f64::from(weight(logit));
-        if left < 0.0 {
-            return id;
-        }
-    }
-    argmax(logits)
-}
-
 /// The smallest id with the largest logit.
 pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = (0, f32::NEG_INFINITY);
@@ -184,18 +162,6 @@ mod tests {
             .into_iter()
             .map(|(id, _)| id)
             .collect()
-    }
-
-    #[test]
-    fn drawn_tokens_are_as_frequent_as_they_are_likely() {
-        let logits = [0.5_f32.ln(), f32::NAN, 0.125_f32.ln(), 0.375_f32.ln()];
-        let mut counts = [0; 4];
-        for step in 0..1000 {
-            counts[draw(&logits, 1.0, (f64::from(step) + 0.5) / 1000.0) as usize] += 1;
-        }
-        assert_eq!(counts, [500, 0, 125, 375]);
-        assert_eq!(draw(&[f32::NEG_INFINITY, -80.0], 0.5, 0.999), 1);
-        assert_eq!(draw(&[], 1.0, 0.5), 0);
     }
 
     #[test]

@@ -8,12 +8,10 @@ use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::filler::Filler;
 use super::fit::{Stretch, fill};
 use super::lines::LineWriter;
 use super::prose::Prose;
 use super::questions::{self, Question};
-use super::sentences::Sentences;
 use super::stories::STORIES;
 use super::{CalibrationError, Result, Sample, Tokenize, prompt_ids, response_ids, seeded};
 
@@ -57,38 +55,14 @@ impl Kind {
     }
 }
 
-/// Where facts are told.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) enum Setting<'a> {
-    /// In stories from templates.
-    #[default]
-    Stories,
-    /// In passages of a text.
-    Text(&'a Sentences),
-    /// By turns in both.
-    Both(&'a Sentences),
-}
-
-impl<'a> Setting<'a> {
-    /// The text around the fact of a kind's sample number `index`.
-    fn of(self, index: usize) -> Option<&'a Sentences> {
-        match self {
-            Self::Stories => None,
-            Self::Text(text) => Some(text),
-            Self::Both(text) => (index % 2 == 1).then_some(text),
-        }
-    }
-}
-
 /// `count` samples of each kind, each of `length` tokens or a few fewer. The same arguments give the same samples, and
 /// a sample does not depend on which other kinds are asked for.
 ///
 /// # Errors
 ///
 /// A length that the question alone exceeds, a template that refuses the messages.
-pub(crate) fn samples(
+pub fn samples(
     kinds: &[Kind],
-    setting: Setting<'_>,
     tokenizer: &dyn Tokenize,
     length: u32,
     count: usize,
@@ -104,14 +78,13 @@ pub(crate) fn samples(
             // One depth in every equal part of the text, so that few samples still cover it.
             #[expect(clippy::cast_precision_loss, reason = "a handful of samples")]
             let depth = (index as f64 + rng.random::<f64>()) / count as f64;
-            sample(kind, setting.of(index), tokenizer, length, depth, rng)
+            sample(kind, tokenizer, length, depth, rng)
         })
         .collect()
 }
 
 fn sample(
     kind: Kind,
-    text: Option<&Sentences>,
     tokenizer: &dyn Tokenize,
     length: u32,
     depth: f64,
@@ -120,8 +93,6 @@ fn sample(
     let prose = Prose::new(STORIES, rng.clone());
     // The prose has its own copy of the generator; what follows must not repeat its numbers.
     rng.set_stream(1);
-    let mut place = rng.clone();
-    place.set_stream(2);
     let cast = prose.cast();
     let (question, depth, lines) = match kind {
         Kind::Prose => return plain(tokenizer, prose, length),
@@ -138,7 +109,7 @@ fn sample(
         kind,
         question,
         depth,
-        filler: Filler::new(text, prose, place),
+        prose,
         lines,
     };
     fill(&mut asked, length as usize, |needed| {
@@ -182,7 +153,7 @@ struct Asked<'a> {
     question: Question,
     /// Where in the filler the fact stands, 0 to 1.
     depth: f64,
-    filler: Filler<'a>,
+    prose: Prose,
     /// Instead of prose, which then fills what is left where no further line fits.
     lines: Option<LineWriter>,
 }
@@ -197,11 +168,11 @@ impl Stretch for Asked<'_> {
         } = &self.question;
         let at = at_depth(self.depth, units);
         let text = match &mut self.lines {
-            None => self.filler.text(units, words, (at, fact)),
+            None => self.prose.text(units, words, Some((at, fact))),
             Some(lines) if words == 0 => lines.text(units, at, fact),
             Some(lines) => {
                 let lines = lines.text(units, at, fact);
-                format!("{lines}\n\nRemark: {}", self.filler.opening(words))
+                format!("{lines}\n\nRemark: {}", self.prose.opening(words))
             }
         };
         let prompt = format!("{intro}\n\n{text}\n\n{question}");
@@ -219,7 +190,7 @@ impl Stretch for Asked<'_> {
     fn max_words(&mut self, units: usize) -> usize {
         match self.lines {
             // A whole sentence would have been a unit.
-            None => self.filler.words_after(units).saturating_sub(1),
+            None => self.prose.words_after(units).saturating_sub(1),
             Some(_) => LineWriter::WORDS,
         }
     }
@@ -248,7 +219,7 @@ mod tests {
     fn every_kind_fills_every_length_within_a_few_tokens() {
         let words = Words::default();
         for length in [256, 1000, 1024, 4096] {
-            let samples = samples(&Kind::ALL, Setting::Stories, &words, length, 4, 7).unwrap();
+            let samples = samples(&Kind::ALL, &words, length, 4, 7).unwrap();
             assert_eq!(samples.len(), 20);
             for sample in &samples {
                 let got = sample.ids.len();
@@ -278,7 +249,7 @@ mod tests {
         // Whole words as ids make the texts searchable: the answer's rarest token must stand in the prompt.
         let words = Words::default();
         for kind in [Kind::Lines, Kind::Needle, Kind::Passkey, Kind::Start] {
-            let samples = samples(&[kind], Setting::Stories, &words, 2000, 8, 3).unwrap();
+            let samples = samples(&[kind], &words, 2000, 8, 3).unwrap();
             let mut places = Vec::new();
             for sample in &samples {
                 let (prompt, answer) = sample.ids.split_at(sample.response_start);
@@ -316,15 +287,12 @@ mod tests {
     #[test]
     fn samples_depend_on_the_seed_and_on_nothing_else() {
         let words = Words::default();
-        let all = samples(&Kind::ALL, Setting::Stories, &words, 600, 2, 1).unwrap();
-        assert_eq!(
-            all,
-            samples(&Kind::ALL, Setting::Stories, &words, 600, 2, 1).unwrap()
-        );
-        let needles = samples(&[Kind::Needle], Setting::Stories, &words, 600, 2, 1).unwrap();
+        let all = samples(&Kind::ALL, &words, 600, 2, 1).unwrap();
+        assert_eq!(all, samples(&Kind::ALL, &words, 600, 2, 1).unwrap());
+        let needles = samples(&[Kind::Needle], &words, 600, 2, 1).unwrap();
         assert_eq!(needles[0], all[1], "other kinds change nothing");
         assert_eq!(needles[1], all[6]);
-        let other = samples(&Kind::ALL, Setting::Stories, &words, 600, 2, 2).unwrap();
+        let other = samples(&Kind::ALL, &words, 600, 2, 2).unwrap();
         let distinct: BTreeSet<&[u32]> = all
             .iter()
             .chain(&other)
@@ -334,36 +302,11 @@ mod tests {
     }
 
     #[test]
-    fn facts_are_told_where_the_setting_says() {
-        let words = Words::default();
-        let text = Sentences::of(
-            "Zyx went out of the cave quite early. Qwv came into the cave rather late at night.",
-        );
-        let own = words.encode("Zyx", false).unwrap()[0];
-        let inside = |setting| -> Vec<bool> {
-            let samples = samples(&[Kind::Needle], setting, &words, 600, 4, 1).unwrap();
-            assert!(samples.iter().all(|sample| sample.ids.len() > 590));
-            let told = samples.iter().map(|sample| sample.ids.contains(&own));
-            told.collect()
-        };
-        assert_eq!(inside(Setting::Stories), [false; 4]);
-        assert_eq!(inside(Setting::Text(&text)), [true; 4]);
-        assert_eq!(inside(Setting::Both(&text)), [false, true, false, true]);
-        let plain = samples(&Kind::ALL, Setting::Both(&text), &words, 600, 2, 1).unwrap();
-        let stories = samples(&Kind::ALL, Setting::Stories, &words, 600, 2, 1).unwrap();
-        assert_eq!(
-            plain[..5],
-            stories[..5],
-            "the first of each kind is told in a story"
-        );
-    }
-
-    #[test]
     fn models_without_a_template_are_served_too() {
         let words = Words {
             without_template: true,
         };
-        for sample in samples(&Kind::ALL, Setting::Stories, &words, 512, 1, 0).unwrap() {
+        for sample in samples(&Kind::ALL, &words, 512, 1, 0).unwrap() {
             assert!(sample.ids.len() <= 512 && sample.ids.len() > 500);
             assert_eq!(sample.ids[0], super::super::tokenize::tests::BOS);
         }
@@ -373,7 +316,7 @@ mod tests {
     fn lengths_without_room_are_refused() {
         let words = Words::default();
         for kind in Kind::ALL {
-            let error = samples(&[kind], Setting::Stories, &words, 1, 1, 0).unwrap_err();
+            let error = samples(&[kind], &words, 1, 1, 0).unwrap_err();
             assert!(
                 matches!(error, CalibrationError::LengthTooSmall { length: 1, needed, .. } if needed > 1),
                 "{error}"

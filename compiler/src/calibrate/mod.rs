@@ -7,14 +7,11 @@
 
 pub mod builtin;
 mod error;
-mod filler;
 pub(crate) mod fit;
 pub mod jsonl;
 mod lines;
-pub(crate) mod own;
 pub(crate) mod prose;
 pub(crate) mod questions;
-pub(crate) mod sentences;
 pub(crate) mod stories;
 pub mod text;
 pub(crate) mod tokenize;
@@ -27,7 +24,6 @@ use rand_chacha::rand_core::SeedableRng as _;
 use sha2::{Digest as _, Sha256};
 
 pub use builtin::Kind;
-pub(crate) use builtin::Setting;
 pub use error::CalibrationError;
 pub use tokenize::Tokenize;
 pub(crate) use tokenize::{prompt_ids, response_ids};
@@ -157,24 +153,12 @@ impl Calibration {
         count: usize,
         seed: u64,
     ) -> Result<Vec<Sample>> {
-        self.samples_in(Setting::Stories, tokenizer, length, count, seed)
-    }
-
-    /// [`Self::samples`] with the built-in facts told elsewhere.
-    pub(crate) fn samples_in(
-        &self,
-        setting: Setting<'_>,
-        tokenizer: Option<&dyn Tokenize>,
-        length: u32,
-        count: usize,
-        seed: u64,
-    ) -> Result<Vec<Sample>> {
         match &self.content {
             Content::Records(records) => records.samples(length, count, seed),
             Content::Text(text) => text.samples(length, count, seed),
             Content::Builtin(kinds) => {
                 let tokenizer = tokenizer.ok_or(CalibrationError::NoTokenizer { line: None })?;
-                builtin::samples(kinds, setting, tokenizer, length, count, seed)
+                builtin::samples(kinds, tokenizer, length, count, seed)
             }
         }
     }

@@ -35,37 +35,6 @@ pub(crate) enum TargetChoice {
     All,
 }
 
-/// A text for calibration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum TextSource {
-    /// What the dense model writes.
-    Own,
-    /// A file.
-    File(PathBuf),
-}
-
-impl std::str::FromStr for TextSource {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(match text {
-            "own" => Self::Own,
-            path => Self::File(path.into()),
-        })
-    }
-}
-
-/// What a text is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TextUse {
-    /// Language modeling, in place of the built-in prose.
-    Windows,
-    /// Language modeling and the surroundings of facts, in place of the built-in stories.
-    Everywhere,
-    /// Both, beside the built-in stories: facts stand in one and the other by turns.
-    Half,
-}
-
 /// Which influence estimator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EstimatorChoice {
@@ -110,13 +79,9 @@ pub(crate) struct ProfileArgs {
     /// Records: `{"prompt","response"}`, `{"messages":[..]}` or `{"ids":[..],"response_start":k}`.
     #[arg(long, value_name = "FILE")]
     pub(crate) calibration: Option<PathBuf>,
-    /// A plain text that calibrates language modeling and surrounds facts, as --text-use says; `own` is one that the dense
-    /// model writes, at temperature 1.
-    #[arg(long, value_name = "FILE|own")]
-    pub(crate) text: Option<TextSource>,
-    /// What --text is for.
-    #[arg(long, value_enum, default_value = "everywhere")]
-    pub(crate) text_use: TextUse,
+    /// A plain text whose windows calibrate language modeling, in place of the built-in prose.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
     /// Divide logits by this before the loss of answers: above 1, heads that make a right answer certain are still heard.
     #[arg(long, default_value_t = 4.0, value_name = "FACTOR")]
     pub(crate) temperature: f64,

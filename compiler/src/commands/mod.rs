@@ -1,7 +1,6 @@
 //! One file a command: what it does, without a word about how it was typed.
 
 pub(crate) mod build;
-pub(crate) mod compose;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod inspect;

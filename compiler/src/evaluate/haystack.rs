@@ -8,7 +8,44 @@ use rand_chacha::ChaCha8Rng;
 use super::essays::ESSAYS;
 use crate::calibrate::builtin::at_depth;
 use crate::calibrate::prose::Prose;
-use crate::calibrate::sentences::Sentences;
+
+/// Shortest sentence that a text is cut into, in bytes: single words and numbers stay with what follows.
+const LEAST_SENTENCE: usize = 24;
+
+/// A text, cut into sentences once.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sentences(Vec<String>);
+
+impl Sentences {
+    /// Cuts a text at ends of sentences and at blank lines. Empty where the text is.
+    pub(crate) fn of(text: &str) -> Self {
+        let mut sentences = Vec::new();
+        for paragraph in text.replace("\r\n", "\n").split("\n\n") {
+            let words = paragraph.split_whitespace();
+            let mut sentence = String::new();
+            for word in words {
+                if !sentence.is_empty() {
+                    sentence.push(' ');
+                }
+                sentence.push_str(word);
+                let ends = word
+                    .trim_end_matches(['"', '\'', ')', '\u{201d}', '\u{2019}'])
+                    .ends_with(['.', '!', '?']);
+                if ends && sentence.len() >= LEAST_SENTENCE {
+                    sentences.push(std::mem::take(&mut sentence));
+                }
+            }
+            if !sentence.is_empty() {
+                sentences.push(sentence);
+            }
+        }
+        Self(sentences)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
 
 /// A source of sentences without an end.
 #[derive(Debug)]
@@ -30,7 +67,7 @@ impl<'a> Haystack<'a> {
         match text.filter(|text| !text.is_empty()) {
             None => Self::Essays(Box::new(Prose::new(ESSAYS, rng))),
             Some(sentences) => Self::Passage {
-                first: rng.random_range(0..sentences.len()),
+                first: rng.random_range(0..sentences.0.len()),
                 sentences,
             },
         }
@@ -40,7 +77,15 @@ impl<'a> Haystack<'a> {
     fn plain(&mut self, count: usize, words: usize) -> String {
         match self {
             Self::Essays(prose) => prose.text(count, words, None),
-            Self::Passage { sentences, first } => sentences.passage(*first, count, words),
+            Self::Passage { sentences, first } => {
+                let at = |index: usize| &sentences.0[(*first + index) % sentences.0.len()];
+                let mut parts: Vec<String> = (0..count).map(|index| at(index).clone()).collect();
+                if words > 0 {
+                    let kept: Vec<&str> = at(count).split(' ').take(words).collect();
+                    parts.push(kept.join(" "));
+                }
+                parts.join(" ")
+            }
         }
     }
 
@@ -82,7 +127,9 @@ impl<'a> Haystack<'a> {
     pub(crate) fn words_after(&mut self, count: usize) -> usize {
         match self {
             Self::Essays(prose) => prose.words_after(count),
-            Self::Passage { sentences, first } => sentences.at(*first + count).split(' ').count(),
+            Self::Passage { sentences, first } => sentences.0[(*first + count) % sentences.0.len()]
+                .split(' ')
+                .count(),
         }
     }
 }
@@ -98,6 +145,20 @@ fn push_paragraph(text: &mut String, paragraph: &str) {
 mod tests {
     use super::*;
     use crate::calibrate::seeded;
+
+    #[test]
+    fn texts_are_cut_into_sentences() {
+        let text = "Call me Ishmael. Some years ago\r\nI went to sea.\r\n\r\n\"Whither, in God's name?\" he said.";
+        assert_eq!(
+            Sentences::of(text).0,
+            [
+                "Call me Ishmael. Some years ago I went to sea.",
+                "\"Whither, in God's name?\"",
+                "he said."
+            ]
+        );
+        assert!(Sentences::of(" \n\n ").is_empty());
+    }
 
     #[test]
     fn facts_stand_at_their_depths_and_nothing_is_lost() {

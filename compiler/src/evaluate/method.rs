@@ -8,6 +8,7 @@
 //! | `uniform[:BUDGET]` | one window for all heads |
 //! | `binary:BUDGET:PROFILE` | all or nothing: the heads that need it most see everything, by our own influence |
 //! | `duo:DIR[:SPARSITY]` | a `DuoAttention` pattern |
+//! | `METHOD+kv8` | any of them with keys and values rounded to 8 bits, as in `dense-kv8` |
 //!
 //! A budget is a kv_density or a plan, whose kv_density at the same context it then is; without one it is that of the
 //! first plan in the list. What a budget leaves over goes to the baseline: a uniform window is rounded up to a block,
@@ -32,11 +33,15 @@ use crate::source::Source;
 pub(crate) struct Method {
     pub(crate) name: String,
     kind: Kind,
+    kv: KvPrecision,
 }
+
+/// Behind a method whose caches are bytes.
+const BYTES: &str = "+kv8";
 
 #[derive(Debug)]
 enum Kind {
-    Dense(KvPrecision),
+    Dense,
     Plan(Box<Plan>),
     Uniform(Budget),
     Binary(Budget, Box<Curves>, Estimator),
@@ -78,7 +83,7 @@ impl Method {
     pub(crate) fn parse_all(texts: &[String], source: &Source) -> anyhow::Result<Vec<Self>> {
         let mut reference: Option<Plan> = None;
         for text in texts {
-            if let Some(plan) = plan_of(text, source)? {
+            if let Some(plan) = plan_of(without_precision(text).0, source)? {
                 reference = Some(plan);
                 break;
             }
@@ -86,24 +91,27 @@ impl Method {
         texts
             .iter()
             .map(|text| {
-                let kind = Kind::parse(text, source, reference.as_ref())?;
+                let (method, kv) = without_precision(text);
+                let kind = Kind::parse(method, source, reference.as_ref())?;
                 Ok(Self {
                     name: text.clone(),
                     kind,
+                    kv,
                 })
             })
             .collect()
     }
 
     pub(crate) fn is_dense(&self) -> bool {
-        matches!(self.kind, Kind::Dense(KvPrecision::Full))
+        matches!(self.kind, Kind::Dense) && self.kv == KvPrecision::Full
     }
 
     /// The dense model.
     pub(crate) fn dense() -> Self {
         Self {
             name: plans::DENSE.into(),
-            kind: Kind::Dense(KvPrecision::Full),
+            kind: Kind::Dense,
+            kv: KvPrecision::Full,
         }
     }
 
@@ -112,17 +120,14 @@ impl Method {
         Ok(Under {
             masks: self.masks(config, context)?,
             context,
-            kv: match self.kind {
-                Kind::Dense(precision) => precision,
-                _ => KvPrecision::Full,
-            },
+            kv: self.kv,
         })
     }
 
     fn masks(&self, config: &ModelConfig, context: u32) -> anyhow::Result<ModelMasks> {
         let (layers, kv_heads) = (config.layers as usize, config.kv_heads as usize);
         match &self.kind {
-            Kind::Dense(_) => Ok(ModelMasks::dense(layers, kv_heads)),
+            Kind::Dense => Ok(ModelMasks::dense(layers, kv_heads)),
             Kind::Plan(plan) => Ok(plan.masks(context)?),
             Kind::Uniform(budget) => {
                 let grid = budget.grid()?;
@@ -149,9 +154,18 @@ impl Method {
     }
 }
 
+/// A method as it is spelled without its precision, and that precision.
+fn without_precision(text: &str) -> (&str, KvPrecision) {
+    match text.strip_suffix(BYTES) {
+        Some(method) => (method, KvPrecision::Int8),
+        None if text == "dense-kv8" => ("dense", KvPrecision::Int8),
+        None => (text, KvPrecision::Full),
+    }
+}
+
 /// The plan that a method is, if it is one.
 fn plan_of(text: &str, source: &Source) -> anyhow::Result<Option<Plan>> {
-    let baseline = ["uniform", "binary", "duo", "dense", "dense-kv8"];
+    let baseline = ["uniform", "binary", "duo", "dense"];
     let word = text.split(':').next().unwrap_or(text);
     if baseline.contains(&word) {
         return Ok(None);
@@ -192,7 +206,6 @@ impl Kind {
             }
         };
         match word {
-            "dense-kv8" => Ok(Self::Dense(KvPrecision::Int8)),
             "uniform" => Ok(Self::Uniform(budget(rest)?)),
             "binary" => {
                 let (wanted, profile) = rest.rsplit_once(':').unwrap_or(("", rest));
@@ -224,7 +237,7 @@ impl Kind {
                 };
                 Ok(Self::Duo(pattern, sparsity))
             }
-            _ => Ok(Self::Dense(KvPrecision::Full)),
+            _ => Ok(Self::Dense),
         }
     }
 }
@@ -265,6 +278,15 @@ fn binary(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_method_may_have_caches_of_bytes() {
+        let (full, bytes) = (KvPrecision::Full, KvPrecision::Int8);
+        assert_eq!(without_precision("uniform:0.5"), ("uniform:0.5", full));
+        assert_eq!(without_precision("moa:a.json+kv8"), ("moa:a.json", bytes));
+        assert_eq!(without_precision("dense-kv8"), ("dense", bytes));
+        assert_eq!(without_precision("dense+kv8"), ("dense", bytes));
+    }
 
     #[test]
     fn all_or_nothing_spends_the_whole_budget_on_the_neediest_heads() {

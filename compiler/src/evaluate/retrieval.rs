@@ -8,11 +8,10 @@ use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::haystack::Haystack;
+use super::haystack::{Haystack, Sentences};
 use super::trial::{Check, Family, Trial};
 use crate::calibrate::fit::{Stretch, fill};
 use crate::calibrate::prose::pick;
-use crate::calibrate::sentences::Sentences;
 use crate::calibrate::{
     CalibrationError, Result, Sample, Tokenize, prompt_ids, response_ids, seeded,
 };
@@ -444,7 +443,7 @@ mod tests {
     use crate::calibrate::questions::SLOTS;
     use crate::calibrate::stories::STORIES;
     use crate::calibrate::tokenize::tests::Words;
-    use crate::calibrate::{Kind, Setting, builtin};
+    use crate::calibrate::{Kind, builtin};
 
     const FAMILIES: [Family; 4] = [
         Family::Passkey,
@@ -574,8 +573,7 @@ mod tests {
         let ids = |samples: Vec<Sample>| -> BTreeSet<u32> {
             samples.into_iter().flat_map(|sample| sample.ids).collect()
         };
-        let calibration =
-            ids(builtin::samples(&[Kind::Passkey], Setting::Stories, &words, 400, 8, 3).unwrap());
+        let calibration = ids(builtin::samples(&[Kind::Passkey], &words, 400, 8, 3).unwrap());
         for trial in trials(Family::Passkey, &words, None, 400, 8, 3).unwrap() {
             let digits = words.encode(&trial.check.expected()[0], false).unwrap();
             assert!(

@@ -9,9 +9,9 @@ use moa_format::ModelConfig;
 use rand::Rng as _;
 
 use super::essays::ESSAYS;
+use super::haystack::Sentences;
 use super::trial::{Check, Family, Trial};
 use crate::calibrate::prose::Prose;
-use crate::calibrate::sentences::Sentences;
 use crate::calibrate::text::Text;
 use crate::calibrate::{Result, Tokenize, seeded};
 use crate::files::{TEXT_LIMIT, read_bounded};

@@ -20,8 +20,10 @@ const TRIES: usize = 3;
 const ERRORS: f64 = 2.0;
 /// What the weight of the second order is multiplied by after a failure, and divided by after a success at once.
 const STIFFER: f64 = 4.0;
-/// How far the weight of the second order goes from its first value, either way.
-const RANGE: f64 = 16.0;
+/// How far the weight of the second order goes below its first value: a sixteenth never came true.
+const LOOSEST: f64 = 4.0;
+/// And above it.
+const STIFFEST: f64 = 16.0;
 
 /// How the search goes.
 #[derive(Debug, Clone, PartialEq)]
@@ -349,7 +351,10 @@ impl Search<'_> {
                 }
                 curvature *= STIFFER;
             }
-            let (least, most) = (self.spec.curvature / RANGE, self.spec.curvature * RANGE);
+            let (least, most) = (
+                self.spec.curvature / LOOSEST,
+                self.spec.curvature * STIFFEST,
+            );
             curvature = next_curvature.clamp(least, most);
         }
         Ok(())
