@@ -80,12 +80,5 @@ fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_in
             }
         }
     }
-    let first_token = tile_token + lane_token;
-    let first_row = tile_row + lane_row;
-    store(first_token, first_row, sums_0);
-    store(first_token + 16u, first_row, sums_1);
-    if (TILE_TOKENS == 64u) {
-        store(first_token + 32u, first_row, sums_2);
-        store(first_token + 48u, first_row, sums_3);
-    }
+    store_all(tile_token + lane_token, tile_row + lane_row, array<vec4<f32>, 4>(sums_0, sums_1, sums_2, sums_3));
 }

@@ -26,3 +26,13 @@ fn store(token: u32, row: u32, values: vec4<f32>) {
         store_one(token, row + 48u, values.w);
     }
 }
+
+// What a thread has: rows as above of tokens token, token + 16 and, in tiles of 64 tokens, token + 32 and token + 48.
+fn store_all(token: u32, row: u32, sums: array<vec4<f32>, 4>) {
+    store(token, row, sums[0]);
+    store(token + 16u, row, sums[1]);
+    if (TILE_TOKENS == 64u) {
+        store(token + 32u, row, sums[2]);
+        store(token + 48u, row, sums[3]);
+    }
+}
