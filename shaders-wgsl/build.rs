@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::{env, fs, io};
 
-/// WGSL without comments, indentation, empty lines and most spaces. There are no strings and no block comments in it.
+/// WGSL without comments, indentation, empty lines, most spaces and line ends, and with short names of vectors. There are
+/// no strings and no block comments in it.
 pub(crate) fn stripped(source: &str) -> String {
     let lines = source
         .lines()
@@ -14,8 +15,25 @@ pub(crate) fn stripped(source: &str) -> String {
         text.push_str(line);
         text.push('\n');
     }
-    for operator in [" = ", " + ", " * ", " += ", ", ", ": ", " {", " -> "] {
+    let operators = [
+        " = ", " + ", " - ", " * ", " / ", " % ", " += ", " < ", " > ", " <= ", " >= ", " == ",
+        " != ", " && ", " || ", " & ", " | ", " ^ ", " << ", " >> ", ", ", ": ", "; ", " {",
+        " -> ",
+    ];
+    for operator in operators {
         text = text.replace(operator, operator.trim());
+    }
+    for line_end in [";", "{", "}", ","] {
+        text = text.replace(&format!("{line_end}\n"), line_end);
+    }
+    text = text
+        .replace(" (", "(")
+        .replace("} ", "}")
+        .replace(",)", ")");
+    for (short, kind) in [("f", "f32"), ("u", "u32"), ("i", "i32")] {
+        for size in 2..=4 {
+            text = text.replace(&format!("vec{size}<{kind}>"), &format!("vec{size}{short}"));
+        }
     }
     text
 }

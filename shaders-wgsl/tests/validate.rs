@@ -277,5 +277,5 @@ fn sources_without_comments_say_the_same() {
         }
     }
     let kept = build::stripped("// words\n    let a = 1u; // more\n\n  }\n");
-    assert_eq!(kept, "let a=1u;\n}\n");
+    assert_eq!(kept, "let a=1u;}");
 }
