@@ -1,7 +1,7 @@
 //! The dispatches between the projections: rotation, the way into the rings, attention of a chunk and of one token.
 
 use moa_mask::KvFormat;
-use moa_shaders::{ELEMENT_THREADS, Kernel, KvTarget};
+use moa_shaders::{ELEMENT_THREADS, Kernel, KvTarget, WeightType};
 
 use crate::buffers::LayerCache;
 use crate::program::{Builder, Grid, Step};
@@ -95,8 +95,13 @@ impl Builder<'_, '_> {
         )
     }
 
-    /// Attention over the ring in parts, and their joining.
-    pub(crate) fn attend_decode(&mut self, cache: &LayerCache) -> Vec<Step> {
+    /// Attention over the ring in parts, and their joining; the results as codes for a product with weights of a type, or
+    /// as they are.
+    pub(crate) fn attend_decode(
+        &mut self,
+        cache: &LayerCache,
+        codes: Option<WeightType>,
+    ) -> Vec<Step> {
         let buffers = self.buffers;
         let shape = self.setup.heads();
         let attention = self.step(
@@ -113,7 +118,7 @@ impl Builder<'_, '_> {
             ],
         );
         let merge = self.step(
-            Kernel::MergeLse,
+            Kernel::MergeLse { codes },
             Grid::Once(shape.heads * shape.head_dim / shape.merge_channels()),
             &[
                 ("state", &buffers.state),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use moa_mask::abi::{DecodeItem, HeadParts, HeadSpan, MAX_STOPS, SampleParams, StepState};
 use moa_mask::{RingLayout, SLACK, memory};
+use moa_shaders::ARGMAX_PARTS;
 use wgpu::BufferUsages;
 
 use crate::error::{EngineError, Result};
@@ -140,6 +141,8 @@ pub(crate) struct Buffers {
     pub(crate) chunk_spans: wgpu::Buffer,
     pub(crate) partials: wgpu::Buffer,
     pub(crate) logits: wgpu::Buffer,
+    /// The largest logit of each part, and its id.
+    pub(crate) best: wgpu::Buffer,
     pub(crate) layers: Vec<LayerCache>,
     /// Tokens that end a text: their number, then the ids.
     pub(crate) stops: wgpu::Buffer,
@@ -190,6 +193,7 @@ impl Buffers {
             chunk_spans: allocator.uniform_table("chunk_spans", &chunk_spans(setup)),
             partials: allocator.storage("activations", "partials", setup.partials_bytes()),
             logits: allocator.storage("activations", "logits", logits_bytes),
+            best: allocator.storage("activations", "best", u64::from(ARGMAX_PARTS) * 8),
             layers,
             stops: allocator.storage("activations", "stops", (1 + u64::from(MAX_STOPS)) * 4),
             counts: allocator.storage("activations", "counts", logits_bytes),
@@ -227,6 +231,7 @@ impl Buffers {
             &self.chunk_spans,
             &self.partials,
             &self.logits,
+            &self.best,
             &self.stops,
             &self.counts,
             &self.sampling,

@@ -99,9 +99,9 @@ impl Engine {
         // Only the sampling kernel goes on counting.
         self.counted = sampler.penalizes();
         let choice = if sampler.is_greedy() {
-            &self.program.argmax
+            &self.program.argmax[..]
         } else {
-            &self.program.sample
+            std::slice::from_ref(&self.program.sample)
         };
 
         let mut encoder = self.encoder();
@@ -109,12 +109,15 @@ impl Engine {
         encoder.clear_buffer(&self.buffers.state, step_at, Some(4));
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            let choose = |pass: &mut wgpu::ComputePass<'_>| {
+                choice.iter().for_each(|step| step.encode(pass, 1));
+            };
             if chooses_first {
-                choice.encode(&mut pass, 1);
+                choose(&mut pass);
             }
             for _ in 0..fed {
                 self.encode_token(&mut pass);
-                choice.encode(&mut pass, 1);
+                choose(&mut pass);
             }
         }
         let buffer = &self.buffers.ids_staging[staging];

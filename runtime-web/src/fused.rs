@@ -21,6 +21,8 @@ use crate::weights::{Places, Window};
 const MANY_ROWS: u32 = 8192;
 /// Columns up to which 32 threads have a group of them each.
 const SHORT_ROW: u32 = 32 * QUANT_GROUP;
+/// Columns that share a scale in codes: what a workgroup leaves of them must be whole.
+const CODE_GROUP: u32 = 16;
 
 /// A product with the token in flight, perhaps normalized, perhaps added to what is there.
 pub(crate) struct Projection<'a> {
@@ -28,6 +30,8 @@ pub(crate) struct Projection<'a> {
     pub(crate) y: &'a wgpu::Buffer,
     pub(crate) norm: Option<&'a str>,
     pub(crate) add: bool,
+    /// Whether `x` holds codes.
+    pub(crate) codes: bool,
 }
 
 fn lanes(rows: u32, cols: u32) -> Lanes {
@@ -56,24 +60,30 @@ impl<'a> Builder<'a, '_> {
             Some(steps) => steps,
             None => [before, self.rope_decode(cache)].concat(),
         };
-        steps.extend(self.attend_decode(cache));
+        let o_proj = name("self_attn.o_proj.weight");
+        let attended = self.attended_codes(&o_proj)?;
+        steps.extend(self.attend_decode(cache, attended));
         steps.extend(self.project(
-            &name("self_attn.o_proj.weight"),
+            &o_proj,
             &Projection {
                 x: &buffers.attended,
                 y: &buffers.hidden,
                 norm: None,
                 add: true,
+                codes: attended.is_some(),
             },
         )?);
-        steps.extend(self.gate_up(layer)?.unwrap_or(gate_up));
+        let down_proj = name("mlp.down_proj.weight");
+        let (gate_up, codes) = self.gate_up(layer, &down_proj)?.unwrap_or((gate_up, false));
+        steps.extend(gate_up);
         steps.extend(self.project(
-            &name("mlp.down_proj.weight"),
+            &down_proj,
             &Projection {
                 x: &buffers.gate,
                 y: &buffers.hidden,
                 norm: None,
                 add: true,
+                codes,
             },
         )?);
         Ok(steps)
@@ -89,6 +99,7 @@ impl<'a> Builder<'a, '_> {
                 y: &buffers.logits,
                 norm: Some(FINAL_NORM),
                 add: false,
+                codes: false,
             },
         )
     }
@@ -103,6 +114,8 @@ impl<'a> Builder<'a, '_> {
         for run in weights.runs(tensor)? {
             let params = self.run_params(&run);
             let lanes = match lanes(run.rows, run.cols) {
+                _ if projection.codes && run.cols <= SHORT_ROW => Lanes::L32One,
+                _ if projection.codes => Lanes::L64One,
                 Lanes::L64 if norm.is_none() => Lanes::L64Two,
                 lanes => lanes,
             };
@@ -110,10 +123,10 @@ impl<'a> Builder<'a, '_> {
                 weight: run.weight,
                 norm: kind,
                 add: projection.add,
+                codes: projection.codes,
                 lanes,
             };
             let mut bindings = vec![
-                ("params", params.as_entire_buffer_binding()),
                 ("state", buffers.state.as_entire_buffer_binding()),
                 ("x", projection.x.as_entire_buffer_binding()),
                 ("values", run.window.binding.clone()),
@@ -122,9 +135,20 @@ impl<'a> Builder<'a, '_> {
             ];
             bindings.extend(norm.clone().map(|(_, vector)| ("vector", vector)));
             let grid = Grid::Once(run.rows.div_ceil(lanes.rows()));
-            steps.push(self.step_of(kernel, grid, &bindings));
+            steps.push(self.layer_step(kernel, bytes_of(&params), grid, bindings));
         }
         Ok(steps)
+    }
+
+    /// The type of the weights for which attention leaves its results as codes, if it does.
+    fn attended_codes(&self, o_proj: &str) -> Result<Option<WeightType>> {
+        let weight = weight_type(self.tensor(o_proj)?.dtype);
+        let whole = self
+            .setup
+            .heads()
+            .merge_channels()
+            .is_multiple_of(CODE_GROUP);
+        Ok((self.packed() && weight.has_scales() && whole).then_some(weight))
     }
 
     /// The one piece of a tensor in a window.
@@ -189,7 +213,7 @@ impl<'a> Builder<'a, '_> {
                 bias: kinds.first().copied(),
                 lanes,
             };
-            let params = self.params(bytes_of(&QkvParams {
+            let params = QkvParams {
                 q_at: places[0].values,
                 q_scales_at: places[0].scales,
                 q_bias_at: bias_at(0),
@@ -206,14 +230,13 @@ impl<'a> Builder<'a, '_> {
                 quads: count,
                 reserved_0: 0,
                 reserved_1: 0,
-            }));
+            };
             let buffers = self.buffers;
             let (k, v, spans) = match self.setup.kv_format() {
                 KvFormat::Sixteen => (&cache.k, &cache.v, &cache.spans),
                 KvFormat::Int8 => (&buffers.k_chunk, &buffers.v_chunk, &buffers.chunk_spans),
             };
-            let bindings = [
-                ("params", params.as_entire_buffer_binding()),
+            let bindings = vec![
                 ("state", buffers.state.as_entire_buffer_binding()),
                 ("x", buffers.hidden.as_entire_buffer_binding()),
                 ("values", window.binding.clone()),
@@ -225,7 +248,7 @@ impl<'a> Builder<'a, '_> {
                 ("spans", spans.as_entire_buffer_binding()),
             ];
             let grid = Grid::Once((4 * count).div_ceil(lanes.rows()));
-            steps.push(self.step_of(kernel, grid, &bindings));
+            steps.push(self.layer_step(kernel, bytes_of(&params), grid, bindings));
         }
         if self.setup.kv_format() == KvFormat::Int8 {
             steps.push(self.commit(cache));
@@ -234,8 +257,8 @@ impl<'a> Builder<'a, '_> {
     }
 
     /// Norm, gate, up and their joining, one dispatch a piece; nothing where the two matrices are not cut alike, not
-    /// of one type, or share no window with the norm.
-    fn gate_up(&mut self, layer: u32) -> Result<Option<Vec<Step>>> {
+    /// of one type, or share no window with the norm. And whether the results are codes for `down_proj`.
+    fn gate_up(&mut self, layer: u32, down_proj: &str) -> Result<Option<(Vec<Step>, bool)>> {
         let name = |part: &str| layer_tensor(layer, part);
         let norm = self.tensor(&name("post_attention_layernorm.weight"))?;
         let gate = self.tensor(&name("mlp.gate_proj.weight"))?;
@@ -253,13 +276,24 @@ impl<'a> Builder<'a, '_> {
         let Some(norm_place) = self.place(&window, norm)? else {
             return Ok(None);
         };
+        let weight = weight_type(gate.dtype);
+        let codes = self.packed()
+            && weight.has_scales()
+            && self.tensor(down_proj)?.dtype == gate.dtype
+            && gate
+                .row_ranges()
+                .all(|(rows, _)| (rows.start | rows.end).is_multiple_of(CODE_GROUP));
         let mut steps = Vec::new();
         for ((rows, gate_piece), up_piece) in gate.row_ranges().zip(&up.pieces) {
             let gate_place = self.weights.places(&window, gate, gate_piece)?;
             let up_place = self.weights.places(&window, up, up_piece)?;
             let count = rows.end - rows.start;
-            let lanes = lanes(2 * count, gate.cols);
-            let params = self.params(bytes_of(&GateUpParams {
+            let lanes = match lanes(2 * count, gate.cols) {
+                // With fewer rows a workgroup has no whole group.
+                Lanes::L64 if codes => Lanes::L32,
+                lanes => lanes,
+            };
+            let params = GateUpParams {
                 gate_at: gate_place.values,
                 gate_scales_at: gate_place.scales,
                 up_at: up_place.values,
@@ -272,15 +306,15 @@ impl<'a> Builder<'a, '_> {
                 reserved_0: 0,
                 reserved_1: 0,
                 reserved_2: 0,
-            }));
+            };
             let kernel = Kernel::GateUp {
-                weight: weight_type(gate.dtype),
+                weight,
                 norm: vector_type(norm)?,
+                codes,
                 lanes,
             };
             let buffers = self.buffers;
-            let bindings = [
-                ("params", params.as_entire_buffer_binding()),
+            let bindings = vec![
                 ("state", buffers.state.as_entire_buffer_binding()),
                 ("x", buffers.hidden.as_entire_buffer_binding()),
                 ("values", window.binding.clone()),
@@ -288,9 +322,9 @@ impl<'a> Builder<'a, '_> {
                 ("words", window.binding.clone()),
             ];
             let grid = Grid::Once((2 * count).div_ceil(lanes.rows()));
-            steps.push(self.step_of(kernel, grid, &bindings));
+            steps.push(self.layer_step(kernel, bytes_of(&params), grid, bindings));
         }
-        Ok(Some(steps))
+        Ok(Some((steps, codes)))
     }
 }
 

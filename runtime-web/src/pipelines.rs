@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use moa_shaders::{Access, Dialect, ENTRY_POINT, HeadShape, Kernel, Variant};
+use moa_shaders::{Access, Dialect, ENTRY_POINT, HeadShape, Kernel};
 
 use crate::gpu::Gpu;
 
@@ -11,7 +11,8 @@ use crate::gpu::Gpu;
 #[derive(Debug, Default)]
 pub(crate) struct Made {
     layouts: Vec<(Vec<(u32, Access)>, wgpu::BindGroupLayout)>,
-    pipelines: BTreeMap<(Kernel, Variant), (wgpu::ComputePipeline, wgpu::BindGroupLayout)>,
+    /// By their source.
+    pipelines: BTreeMap<String, wgpu::ComputePipeline>,
 }
 
 /// Every pipeline that the model's program uses.
@@ -37,6 +38,11 @@ impl<'a> Pipelines<'a> {
         }
     }
 
+    /// Whether the variant rounds inputs of products to bytes.
+    pub(crate) fn packed(&self) -> bool {
+        self.dialect.variant.packed
+    }
+
     /// Stem and variant.
     pub(crate) fn label(&self, kernel: Kernel) -> String {
         kernel.label_in(self.shape, self.dialect)
@@ -44,7 +50,12 @@ impl<'a> Pipelines<'a> {
 
     /// The pipeline of `kernel`, compiled at its first use.
     pub(crate) fn pipeline(&mut self, kernel: Kernel) -> wgpu::ComputePipeline {
-        self.get(kernel).0
+        self.get(kernel, None)
+    }
+
+    /// The same with the kernel's `params` in the source: nothing in it waits for them.
+    pub(crate) fn pipeline_with(&mut self, kernel: Kernel, params: &[u8]) -> wgpu::ComputePipeline {
+        self.get(kernel, Some(params))
     }
 
     /// A bind group with the named buffers. A name that `kernel` does not bind is passed over; one that is missing
@@ -54,7 +65,7 @@ impl<'a> Pipelines<'a> {
         kernel: Kernel,
         buffers: &[(&str, wgpu::BufferBinding<'_>)],
     ) -> wgpu::BindGroup {
-        let (_, layout) = self.get(kernel);
+        let layout = self.layout(kernel);
         let entries: Vec<wgpu::BindGroupEntry<'_>> = kernel
             .bindings()
             .iter()
@@ -75,15 +86,15 @@ impl<'a> Pipelines<'a> {
             })
     }
 
-    fn get(&mut self, kernel: Kernel) -> (wgpu::ComputePipeline, wgpu::BindGroupLayout) {
-        let key = (kernel, self.dialect.of(kernel, self.shape));
-        if let Some(made) = self.made.pipelines.get(&key) {
+    fn get(&mut self, kernel: Kernel, params: Option<&[u8]>) -> wgpu::ComputePipeline {
+        let source = kernel.source_with(self.shape, self.dialect, params);
+        if let Some(made) = self.made.pipelines.get(&source) {
             return made.clone();
         }
         let layout = self.layout(kernel);
         let label = self.label(kernel);
         let device = &self.gpu.device;
-        let module = trusted_module(device, &label, kernel.source_in(self.shape, self.dialect));
+        let module = trusted_module(device, &label, source.clone());
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(&label),
             bind_group_layouts: &[Some(&layout)],
@@ -101,9 +112,8 @@ impl<'a> Pipelines<'a> {
             },
             cache: None,
         });
-        let made = (pipeline, layout);
-        self.made.pipelines.insert(key, made.clone());
-        made
+        self.made.pipelines.insert(source, pipeline.clone());
+        pipeline
     }
 
     fn layout(&mut self, kernel: Kernel) -> wgpu::BindGroupLayout {

@@ -7,7 +7,8 @@ use bytemuck::bytes_of;
 use moa_format::{EMBEDDING, FINAL_NORM, TensorEntry, layer_tensor};
 use moa_mask::abi::{PieceParams, ProjectParams, RowParams};
 use moa_shaders::{
-    ATTENTION_ROWS, ELEMENT_THREADS, Kernel, MATMUL_TILE, MATVEC_ROWS, MatmulThreads, VectorType,
+    ARGMAX_PARTS, ATTENTION_ROWS, ELEMENT_THREADS, Kernel, MATMUL_TILE, MATVEC_ROWS, MatmulThreads,
+    VectorType,
 };
 
 use crate::buffers::{Allocator, Buffers, LayerCache};
@@ -100,7 +101,7 @@ pub(crate) struct Program {
     /// Final norm and `lm_head` for the last token in flight.
     pub(crate) logits: Vec<Step>,
     /// The choice of the next token, greedily and otherwise.
-    pub(crate) argmax: Step,
+    pub(crate) argmax: [Step; 2],
     pub(crate) sample: Step,
 }
 
@@ -140,8 +141,11 @@ impl Program {
             .collect::<Result<_>>()?;
         let logits = builder.logits()?;
         let params = builder.row_params(setup.config().vocab_size, false);
-        let argmax = builder.choice(Kernel::Argmax, &params);
-        let sample = builder.choice(Kernel::Sample, &buffers.sampling);
+        let argmax = [
+            builder.choice(Kernel::ArgmaxParts, &params, ARGMAX_PARTS),
+            builder.choice(Kernel::Argmax, &params, 1),
+        ];
+        let sample = builder.choice(Kernel::Sample, &buffers.sampling, 1);
         Ok(Self {
             embedding,
             layers,
@@ -153,7 +157,7 @@ impl Program {
 
     /// Dispatches of one decoded token, choosing it included.
     pub(crate) fn decode_dispatches(&self) -> usize {
-        self.token().count() + 1
+        self.token().count() + self.argmax.len()
     }
 
     /// The dispatches of one decoded token, its choice left out.
@@ -185,6 +189,11 @@ struct Product<'a> {
 }
 
 impl<'a> Builder<'a, '_> {
+    /// Whether inputs of products are rounded to bytes in decode.
+    pub(crate) fn packed(&self) -> bool {
+        self.pipelines.packed()
+    }
+
     pub(crate) fn params(&mut self, data: &[u8]) -> wgpu::Buffer {
         if let Some(buffer) = self.params.get(data) {
             return buffer.clone();
@@ -210,8 +219,8 @@ impl<'a> Builder<'a, '_> {
     }
 
     /// Where the pieces of a run lie, for the kernels that find rows by themselves.
-    pub(crate) fn run_params(&mut self, run: &Run<'_>) -> wgpu::Buffer {
-        let params = ProjectParams {
+    pub(crate) fn run_params(&self, run: &Run<'_>) -> ProjectParams {
+        ProjectParams {
             rows: run.rows,
             cols: run.cols,
             row_offset: run.row_offset,
@@ -220,8 +229,7 @@ impl<'a> Builder<'a, '_> {
             scales_step: run.scales_step,
             last_scales_step: run.last_scales_step,
             eps: self.eps(),
-        };
-        self.params(bytes_of(&params))
+        }
     }
 
     fn piece_params(&mut self, piece: &BoundPiece<'_>, y_stride: u32) -> wgpu::Buffer {
@@ -253,6 +261,17 @@ impl<'a> Builder<'a, '_> {
         grid: Grid,
         bindings: &[(&str, wgpu::BufferBinding<'_>)],
     ) -> Step {
+        let pipeline = self.pipelines.pipeline(kernel);
+        self.step_with(pipeline, kernel, grid, bindings)
+    }
+
+    fn step_with(
+        &mut self,
+        pipeline: wgpu::ComputePipeline,
+        kernel: Kernel,
+        grid: Grid,
+        bindings: &[(&str, wgpu::BufferBinding<'_>)],
+    ) -> Step {
         // A fused kernel's window is bound twice, as `values` and as `words`.
         let weight_bytes = bindings
             .iter()
@@ -263,11 +282,27 @@ impl<'a> Builder<'a, '_> {
         Step {
             label: self.pipelines.label(kernel),
             weight_bytes,
-            pipeline: self.pipelines.pipeline(kernel),
+            pipeline,
             few: None,
             bind_group: self.pipelines.bind(kernel, bindings),
             grid,
         }
+    }
+
+    /// A step of every layer: its constants are part of its source, for layers that are alike share a pipeline all the
+    /// same, and weights need not wait until it is known where they lie.
+    pub(crate) fn layer_step(
+        &mut self,
+        kernel: Kernel,
+        params: &[u8],
+        grid: Grid,
+        bindings: Vec<(&str, wgpu::BufferBinding<'_>)>,
+    ) -> Step {
+        let buffer = self.params(params);
+        let mut all = vec![("params", buffer.as_entire_buffer_binding())];
+        all.extend(bindings);
+        let pipeline = self.pipelines.pipeline_with(kernel, params);
+        self.step_with(pipeline, kernel, grid, &all)
     }
 
     pub(crate) fn tensor(&self, name: &str) -> Result<&'a TensorEntry> {
@@ -303,6 +338,7 @@ impl<'a> Builder<'a, '_> {
         let mut steps = Vec::new();
         for run in weights.runs(tensor)? {
             let params = self.run_params(&run);
+            let params = self.params(bytes_of(&params));
             let bindings = [
                 ("params", params.as_entire_buffer_binding()),
                 ("state", buffers.state.as_entire_buffer_binding()),
@@ -490,7 +526,7 @@ impl<'a> Builder<'a, '_> {
             DecodeKernels::Separate => [
                 before,
                 self.rope_decode(cache),
-                self.attend_decode(cache),
+                self.attend_decode(cache, None),
                 out,
                 gate_up,
                 down,
@@ -524,15 +560,16 @@ impl<'a> Builder<'a, '_> {
         Ok(steps)
     }
 
-    fn choice(&mut self, kernel: Kernel, params: &wgpu::Buffer) -> Step {
+    fn choice(&mut self, kernel: Kernel, params: &wgpu::Buffer, workgroups: u32) -> Step {
         let buffers = self.buffers;
         self.step(
             kernel,
-            Grid::Once(1),
+            Grid::Once(workgroups),
             &[
                 ("params", params),
                 ("state", &buffers.state),
                 ("logits", &buffers.logits),
+                ("best", &buffers.best),
                 ("tokens", &buffers.tokens),
                 ("ids", &buffers.ids),
                 ("stops", &buffers.stops),

@@ -91,7 +91,7 @@ impl Engine {
         self.check_room(1)?;
         let mut kernels: BTreeMap<&str, (Vec<&Step>, u64)> = BTreeMap::new();
         let mut layer = 0;
-        for step in self.program.token().chain([&self.program.argmax]) {
+        for step in self.program.token().chain(&self.program.argmax) {
             let (steps, bytes) = kernels.entry(&step.label).or_default();
             steps.push(step);
             *bytes += step.weight_bytes;

@@ -3,7 +3,8 @@
 
 use std::fmt::Write as _;
 
-use moa_mask::{KvFormat, abi};
+use moa_mask::KvFormat;
+use moa_mask::abi::{self, GateUpParams, ProjectParams, QkvParams};
 
 use crate::variant::{Compiler, Dialect, Products, Variant};
 use crate::{HeadShape, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
@@ -157,23 +158,34 @@ const fn tiles(products: Products, weight: WeightType) -> &'static [&'static str
     }
 }
 
+/// Products of blocks with packed bytes; nothing where weights are no whole numbers.
+const fn packed(weight: WeightType) -> &'static [&'static str] {
+    const Q4: &str = wgsl!("shared/packed_q4.wgsl");
+    const Q8: &str = wgsl!("shared/packed_q8.wgsl");
+    match weight {
+        WeightType::Q4 => &[ORDER_Q4, PACKED_BYTES, Q4],
+        WeightType::Q8 => &[ORDER_Q8, PACKED_BYTES, Q8],
+        _ => &[],
+    }
+}
+
 /// What `four_rows` multiplies blocks with.
-const fn inputs(variant: Variant, weight: WeightType) -> &'static [&'static str] {
-    const PACKED: &str = wgsl!("shared/inputs_packed.wgsl");
-    match (variant.packed, weight) {
-        (true, WeightType::Q4) => &[
-            ORDER_Q4,
-            PACKED_BYTES,
-            wgsl!("shared/packed_q4.wgsl"),
-            PACKED,
-        ],
-        (true, WeightType::Q8) => &[
-            ORDER_Q8,
-            PACKED_BYTES,
-            wgsl!("shared/packed_q8.wgsl"),
-            PACKED,
-        ],
-        _ => &[wgsl!("shared/inputs_f32.wgsl")],
+fn inputs(variant: Variant, weight: WeightType) -> Vec<&'static str> {
+    if variant.packed {
+        [packed(weight), &[wgsl!("shared/inputs_packed.wgsl")]].concat()
+    } else {
+        vec![wgsl!("shared/inputs_f32.wgsl")]
+    }
+}
+
+/// Outputs as they are, or as codes for a product with weights of a type; `packed` are parts that are there already.
+fn outputs(codes: Option<WeightType>, packed: bool) -> Vec<&'static str> {
+    const CODES: &str = wgsl!("shared/outputs_codes.wgsl");
+    match codes {
+        None => vec![wgsl!("shared/outputs_f32.wgsl")],
+        Some(_) if packed => vec![CODES],
+        Some(WeightType::Q8) => vec![ORDER_Q8, PACKED_BYTES, CODES],
+        Some(_) => vec![ORDER_Q4, PACKED_BYTES, CODES],
     }
 }
 
@@ -197,10 +209,24 @@ impl Kernel {
                 [weights(weight), &[bias.map_or(VECTOR_NONE, vector)]].concat()
             }
             Self::Project {
+                weight,
+                codes: true,
+                ..
+            } => [
+                blocks(weight),
+                packed(weight),
+                &[
+                    set_sums(variant),
+                    wgsl!("shared/rows_of_codes.wgsl"),
+                    ROWS_IN_PIECES,
+                ],
+            ]
+            .concat(),
+            Self::Project {
                 weight, norm: kind, ..
             } => [
                 blocks(weight),
-                inputs(variant, weight),
+                &inputs(variant, weight),
                 &[
                     norm_apart(kind),
                     set_sums(variant),
@@ -210,10 +236,14 @@ impl Kernel {
             ]
             .concat(),
             Self::GateUp {
-                weight, norm: kind, ..
+                weight,
+                norm: kind,
+                codes,
+                ..
             } => [
                 blocks(weight),
-                inputs(variant, weight),
+                &inputs(variant, weight),
+                &outputs(codes.then_some(weight), variant.packed),
                 &[norm(kind), set_sums(variant), FOUR_ROWS],
             ]
             .concat(),
@@ -224,7 +254,7 @@ impl Kernel {
                 ..
             } => [
                 blocks(weight),
-                inputs(variant, weight),
+                &inputs(variant, weight),
                 &[MASK, norm(kind), bias(added), set_sums(variant), FOUR_ROWS],
             ]
             .concat(),
@@ -241,7 +271,8 @@ impl Kernel {
                     scores(variant),
                 ]
             }
-            Self::MergeLse => vec![MASK, PARTS],
+            Self::MergeLse { codes } => [&[MASK, PARTS][..], &outputs(codes, false)].concat(),
+            Self::ArgmaxParts => vec![largest(variant)],
             Self::Argmax | Self::Sample => vec![CHOOSE, largest(variant)],
             Self::Swiglu => Vec::new(),
         }
@@ -273,8 +304,9 @@ impl Kernel {
             Self::KvCommit(KvFormat::Int8) => wgsl!("variants/kv_commit_int8.wgsl"),
             Self::AttentionPrefill(_) => wgsl!("attention_prefill.wgsl"),
             Self::AttentionDecode(_) => wgsl!("attention_decode.wgsl"),
-            Self::MergeLse => wgsl!("merge_lse.wgsl"),
+            Self::MergeLse { .. } => wgsl!("merge_lse.wgsl"),
             Self::Swiglu => wgsl!("swiglu.wgsl"),
+            Self::ArgmaxParts => wgsl!("variants/argmax_parts.wgsl"),
             Self::Argmax => wgsl!("argmax.wgsl"),
             Self::Sample => wgsl!("sample.wgsl"),
         }
@@ -287,10 +319,25 @@ impl Kernel {
 
     /// The same with what the device has beyond the defaults.
     pub fn source_in(self, shape: HeadShape, dialect: Dialect) -> String {
+        self.source_with(shape, dialect, None)
+    }
+
+    /// The same with the kernel's `params` as constants, from the bytes of their struct, so that nothing waits for them:
+    /// for [`Kernel::Project`], [`Kernel::Qkv`] and [`Kernel::GateUp`].
+    pub fn source_with(self, shape: HeadShape, dialect: Dialect, params: Option<&[u8]>) -> String {
         let variant = dialect.of(self, shape);
-        let mut text = dialect.header(variant);
+        let mut text = dialect.header(self, variant);
         text.push_str(&abi::wgsl_prelude());
         text.push_str(&constants(self, shape));
+        let layout = match self {
+            Self::Embedding(_) | Self::Project { .. } => Some(ProjectParams::LAYOUT),
+            Self::Qkv { .. } => Some(QkvParams::LAYOUT),
+            Self::GateUp { .. } => Some(GateUpParams::LAYOUT),
+            _ => None,
+        };
+        if let Some(layout) = layout {
+            declare(&mut text, layout, params);
+        }
         for part in self.shared(shape, variant) {
             text.push('\n');
             text.push_str(part);
@@ -302,11 +349,37 @@ impl Kernel {
 
     /// Stem and variant, and what is used beyond the defaults.
     pub fn label_in(self, shape: HeadShape, dialect: Dialect) -> String {
+        if cfg!(target_arch = "wasm32") {
+            return self.label();
+        }
         match dialect.of(self, shape) {
             Variant::BASE => self.label(),
             variant => format!("{}.{variant}", self.label()),
         }
     }
+}
+
+/// A kernel's `params`: a uniform buffer, or a constant with these bytes.
+fn declare(text: &mut String, layout: abi::StructLayout, params: Option<&[u8]>) {
+    let Some(bytes) = params else {
+        *text += "@group(0) @binding(0) var<uniform> params: ";
+        *text += layout.name;
+        *text += ";\n";
+        return;
+    };
+    let _ = write!(text, "const params = {}(", layout.name);
+    for ((_, kind, _), word) in layout.fields.iter().zip(bytes.chunks_exact(4)) {
+        let word = word
+            .iter()
+            .rev()
+            .fold(0, |word, byte| word << 8 | u32::from(*byte));
+        let _ = if *kind == "f32" {
+            write!(text, "{:?},", f32::from_bits(word))
+        } else {
+            write!(text, "{word}u,")
+        };
+    }
+    *text += ");\n";
 }
 
 fn constants(kernel: Kernel, shape: HeadShape) -> String {
@@ -319,6 +392,7 @@ fn constants(kernel: Kernel, shape: HeadShape) -> String {
         ("HEADS_PER_ITEM", shape.heads_per_item()),
         ("DECODE_ROUND", shape.decode_round()),
         ("MERGE_CHANNELS", shape.merge_channels()),
+        ("ARGMAX_PARTS", crate::ARGMAX_PARTS),
     ] {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "const {name}: u32 = {value}u;");
@@ -348,8 +422,39 @@ fn constants(kernel: Kernel, shape: HeadShape) -> String {
         let _ = writeln!(text, "const THREADS: u32 = {}u;", Lanes::THREADS);
         let _ = writeln!(text, "const LANES: u32 = {}u;", lanes.lanes());
         let _ = writeln!(text, "const SET_ROWS: u32 = {}u;", lanes.set_rows());
+        text.push_str(row_sums(lanes));
+    }
+    if let Kernel::GateUp { lanes, .. } = kernel {
+        let _ = writeln!(text, "const OUTPUTS: u32 = {}u;", lanes.rows() / 2);
+    }
+    if let Kernel::MergeLse { .. } = kernel {
+        let _ = writeln!(text, "const OUTPUTS: u32 = {}u;", shape.merge_channels());
     }
     text
+}
+
+/// The sums of a set's rows, as narrow as they are, and to and from four of them.
+const fn row_sums(lanes: Lanes) -> &'static str {
+    match lanes.set_rows() {
+        1 => {
+            "alias RowSums = f32;
+fn own_rows(all: vec4<f32>) -> f32 { return all.x; }
+fn all_rows(own: f32) -> vec4<f32> { return vec4<f32>(own); }
+"
+        }
+        2 => {
+            "alias RowSums = vec2<f32>;
+fn own_rows(all: vec4<f32>) -> vec2<f32> { return all.xy; }
+fn all_rows(own: vec2<f32>) -> vec4<f32> { return own.xyxy; }
+"
+        }
+        _ => {
+            "alias RowSums = vec4<f32>;
+fn own_rows(all: vec4<f32>) -> vec4<f32> { return all; }
+fn all_rows(own: vec4<f32>) -> vec4<f32> { return own; }
+"
+        }
+    }
 }
 
 /// Every kernel in every variant.
@@ -381,8 +486,15 @@ pub fn permutations() -> Vec<Kernel> {
     list.extend([
         Kernel::Rope(KvTarget::Chunk),
         Kernel::Rope(KvTarget::Ring),
-        Kernel::MergeLse,
+        Kernel::MergeLse { codes: None },
+        Kernel::MergeLse {
+            codes: Some(WeightType::Q4),
+        },
+        Kernel::MergeLse {
+            codes: Some(WeightType::Q8),
+        },
         Kernel::Swiglu,
+        Kernel::ArgmaxParts,
         Kernel::Argmax,
         Kernel::Sample,
     ]);
@@ -431,9 +543,25 @@ fn fused(weight: WeightType) -> Vec<Kernel> {
             weight,
             norm: None,
             add,
+            codes: false,
             lanes: Lanes::L64Two,
         })
         .into();
+    if weight.has_scales() {
+        list.extend([Lanes::L32One, Lanes::L64One].map(|lanes| Kernel::Project {
+            weight,
+            norm: None,
+            add: true,
+            codes: true,
+            lanes,
+        }));
+        list.extend([Lanes::L16, Lanes::L32].map(|lanes| Kernel::GateUp {
+            weight,
+            norm: VectorType::F32,
+            codes: true,
+            lanes,
+        }));
+    }
     for lanes in Lanes::ALL {
         for (norm, add) in [
             (None, true),
@@ -445,6 +573,7 @@ fn fused(weight: WeightType) -> Vec<Kernel> {
                 weight,
                 norm,
                 add,
+                codes: false,
                 lanes,
             });
         }
@@ -452,6 +581,7 @@ fn fused(weight: WeightType) -> Vec<Kernel> {
             list.push(Kernel::GateUp {
                 weight,
                 norm,
+                codes: false,
                 lanes,
             });
             for bias in [None, Some(norm)] {

@@ -2,6 +2,8 @@
 
 use moa_mask::KvFormat;
 
+use crate::shape::DECODE_THREADS;
+
 /// How a weight matrix is stored; the layouts are those of `moa-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WeightType {
@@ -86,6 +88,10 @@ pub enum Lanes {
     L64,
     /// 64, for two rows: more workgroups of fewer rows. [`Kernel::Project`] alone has it.
     L64Two,
+    /// 32 for one row: short rows of inputs that come as codes.
+    L32One,
+    /// 64 for one row of such inputs.
+    L64One,
 }
 
 impl Lanes {
@@ -99,14 +105,15 @@ impl Lanes {
     pub const fn lanes(self) -> u32 {
         match self {
             Self::L16 => 16,
-            Self::L32 => 32,
-            Self::L64 | Self::L64Two => 64,
+            Self::L32 | Self::L32One => 32,
+            Self::L64 | Self::L64Two | Self::L64One => 64,
         }
     }
 
     /// Rows that they share.
     pub const fn set_rows(self) -> u32 {
         match self {
+            Self::L32One | Self::L64One => 1,
             Self::L64Two => 2,
             _ => 4,
         }
@@ -124,6 +131,8 @@ impl Lanes {
             Self::L32 => "l32",
             Self::L64 => "l64",
             Self::L64Two => "l64_two",
+            Self::L32One => "l32_one",
+            Self::L64One => "l64_one",
         }
     }
 }
@@ -187,6 +196,8 @@ pub enum Kernel {
         norm: Option<VectorType>,
         /// Whether the result is added to what the output holds: the residual.
         add: bool,
+        /// Whether the inputs are codes, of weights of this type: bytes with scales, as the kernel before leaves them.
+        codes: bool,
         /// How work is shared.
         lanes: Lanes,
     },
@@ -207,6 +218,8 @@ pub enum Kernel {
         weight: WeightType,
         /// How the norm's weights are stored.
         norm: VectorType,
+        /// Whether the outputs are codes, for a product with weights of this type.
+        codes: bool,
         /// How work is shared.
         lanes: Lanes,
     },
@@ -219,10 +232,15 @@ pub enum Kernel {
     /// Attention of one token over the ring, in parts.
     AttentionDecode(KvFormat),
     /// Joins the parts of [`Kernel::AttentionDecode`].
-    MergeLse,
+    MergeLse {
+        /// Whether the outputs are codes, and for a product with weights of which type.
+        codes: Option<WeightType>,
+    },
     /// Gate and up, joined.
     Swiglu,
-    /// The next token, greedily.
+    /// The largest logit of each of [`ARGMAX_PARTS`](crate::ARGMAX_PARTS) parts.
+    ArgmaxParts,
+    /// The next token, greedily: the largest of those.
     Argmax,
     /// The next token, by chance or after penalties.
     Sample,
@@ -250,122 +268,6 @@ pub struct Binding {
     pub access: Access,
 }
 
-/// The part of a model's shape that is compiled into the attention kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeadShape {
-    /// Query heads.
-    pub heads: u32,
-    /// KV heads.
-    pub kv_heads: u32,
-    /// Channels of a head.
-    pub head_dim: u32,
-}
-
-/// Shapes at which every variant goes through naga and Tint: groups of 1 to 16 and every class of `head_dim`.
-pub const CHECKED_SHAPES: [HeadShape; 7] = [
-    HeadShape {
-        heads: 9,
-        kv_heads: 3,
-        head_dim: 64,
-    },
-    HeadShape {
-        heads: 7,
-        kv_heads: 1,
-        head_dim: 16,
-    },
-    HeadShape {
-        heads: 8,
-        kv_heads: 8,
-        head_dim: 32,
-    },
-    HeadShape {
-        heads: 32,
-        kv_heads: 8,
-        head_dim: 128,
-    },
-    HeadShape {
-        heads: 16,
-        kv_heads: 1,
-        head_dim: 80,
-    },
-    HeadShape {
-        heads: 8,
-        kv_heads: 1,
-        head_dim: 256,
-    },
-    HeadShape {
-        heads: 8,
-        kv_heads: 1,
-        head_dim: 8,
-    },
-];
-
-/// Threads of a workgroup of decode attention.
-const DECODE_THREADS: u32 = 128;
-
-/// A head shape for which there is no kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ShapeError(pub HeadShape);
-
-impl std::fmt::Display for ShapeError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let HeadShape {
-            heads,
-            kv_heads,
-            head_dim,
-        } = self.0;
-        write!(
-            f,
-            "{heads} heads on {kv_heads} kv heads of {head_dim} channels: expected whole groups and 8 to 256 channels in steps of 8"
-        )
-    }
-}
-
-impl std::error::Error for ShapeError {}
-
-impl HeadShape {
-    /// Refuses shapes that the attention kernels cannot serve.
-    pub fn check(self) -> Result<(), ShapeError> {
-        let groups =
-            self.kv_heads > 0 && self.heads > 0 && self.heads.is_multiple_of(self.kv_heads);
-        let channels = (8..=256).contains(&self.head_dim) && self.head_dim.is_multiple_of(8);
-        if groups && channels {
-            Ok(())
-        } else {
-            Err(ShapeError(self))
-        }
-    }
-
-    /// Query heads to a KV head.
-    pub const fn gqa_group(self) -> u32 {
-        self.heads / self.kv_heads
-    }
-
-    /// Query heads that one workgroup of decode attention serves: of a group of more than four an even part of at most
-    /// four, since the registers of more cost more than reading keys twice.
-    pub fn heads_per_item(self) -> u32 {
-        self.gqa_group().div_ceil(self.items_per_part())
-    }
-
-    /// Workgroups of decode attention that share a part of a KV head's keys.
-    pub fn items_per_part(self) -> u32 {
-        self.gqa_group().div_ceil(4)
-    }
-
-    /// Keys that a workgroup of decode attention takes at a time: four of each lane of `head_dim / 8` threads.
-    pub fn decode_round(self) -> u32 {
-        4 * (DECODE_THREADS / (self.head_dim / 8)).min(16)
-    }
-
-    /// Channels of a head that a workgroup of [`Kernel::MergeLse`] joins.
-    pub fn merge_channels(self) -> u32 {
-        [32, 16]
-            .into_iter()
-            .find(|channels| self.head_dim.is_multiple_of(*channels))
-            .unwrap_or(8)
-    }
-}
-
 impl Kernel {
     /// The file in `wgsl/` without its ending; also the twin's name in `reference`.
     pub const fn stem(self) -> &'static str {
@@ -381,9 +283,9 @@ impl Kernel {
             Self::KvCommit(_) => "kv_commit",
             Self::AttentionPrefill(_) => "attention_prefill",
             Self::AttentionDecode(_) => "attention_decode",
-            Self::MergeLse => "merge_lse",
+            Self::MergeLse { .. } => "merge_lse",
             Self::Swiglu => "swiglu",
-            Self::Argmax => "argmax",
+            Self::ArgmaxParts | Self::Argmax => "argmax",
             Self::Sample => "sample",
         }
     }
@@ -397,13 +299,16 @@ impl Kernel {
                 | Self::KvCommit(_)
                 | Self::AttentionPrefill(_)
                 | Self::AttentionDecode(_)
-                | Self::MergeLse
+                | Self::MergeLse { .. }
         )
     }
 
-    /// Stem and variant, for labels and file names.
+    /// Stem and variant, for labels and file names; the stem alone in a browser, where every byte is downloaded.
     pub fn label(self) -> String {
         let stem = self.stem();
+        if cfg!(target_arch = "wasm32") {
+            return stem.to_owned();
+        }
         match self {
             Self::Embedding(weight) => format!("{stem}.{}", weight.name()),
             Self::RmsNorm(vector) => format!("{stem}.{}", vector.name()),
@@ -430,11 +335,14 @@ impl Kernel {
                 weight,
                 norm,
                 add,
+                codes,
                 lanes,
             } => {
                 let norm = norm.map_or(String::new(), |vector| format!(".norm_{}", vector.name()));
                 let add = if add { ".add" } else { "" };
-                format!("{stem}.{}{norm}{add}.{}", weight.name(), lanes.name())
+                let codes = if codes { ".codes" } else { "" };
+                let (weight, lanes) = (weight.name(), lanes.name());
+                format!("{stem}.{weight}{norm}{codes}{add}.{lanes}")
             }
             Self::Qkv {
                 weight,
@@ -449,13 +357,17 @@ impl Kernel {
             Self::GateUp {
                 weight,
                 norm,
+                codes,
                 lanes,
-            } => format!(
-                "{stem}.{}.norm_{}.{}",
-                weight.name(),
-                norm.name(),
-                lanes.name()
-            ),
+            } => {
+                let codes = if codes { ".codes" } else { "" };
+                let (weight, norm) = (weight.name(), norm.name());
+                format!("{stem}.{weight}.norm_{norm}{codes}.{}", lanes.name())
+            }
+            Self::MergeLse {
+                codes: Some(weight),
+            } => format!("{stem}.codes_{}", weight.name()),
+            Self::ArgmaxParts => format!("{stem}.parts"),
             Self::Rope(KvTarget::Chunk) => format!("{stem}.chunk"),
             Self::Rope(KvTarget::Ring) => format!("{stem}.ring"),
             Self::KvCommit(KvFormat::Int8)
@@ -475,7 +387,8 @@ impl Kernel {
                 threads: MatmulThreads::Wide | MatmulThreads::Short,
                 ..
             }
-            | Self::MergeLse
+            | Self::MergeLse { .. }
+            | Self::ArgmaxParts
             | Self::Argmax
             | Self::Sample => 256,
             _ => 64,
@@ -592,7 +505,7 @@ impl Kernel {
                 add(6, "items", Read);
                 add(7, "partials", ReadWrite);
             }
-            Self::MergeLse => {
+            Self::MergeLse { .. } => {
                 add(1, "state", Read);
                 add(2, "partials", Read);
                 add(3, "heads", Read);
@@ -605,10 +518,22 @@ impl Kernel {
                 add(2, "gate", ReadWrite);
                 add(3, "up", Read);
             }
-            Self::Argmax | Self::Sample => {
+            Self::ArgmaxParts => {
                 add(0, "params", Uniform);
-                add(1, "state", ReadWrite);
                 add(2, "logits", Read);
+                add(3, "best", ReadWrite);
+            }
+            Self::Argmax | Self::Sample => {
+                if self == Self::Sample {
+                    add(0, "params", Uniform);
+                }
+                add(1, "state", ReadWrite);
+                let name = if self == Self::Sample {
+                    "logits"
+                } else {
+                    "best"
+                };
+                add(2, name, Read);
                 add(3, "tokens", ReadWrite);
                 add(4, "ids", ReadWrite);
                 add(5, "stops", Read);

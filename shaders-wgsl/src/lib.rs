@@ -7,13 +7,12 @@
 
 mod assemble;
 mod kernel;
+mod shape;
 mod variant;
 
 pub use assemble::{dialects, head_permutations, permutations};
-pub use kernel::{
-    Access, Binding, CHECKED_SHAPES, HeadShape, Kernel, KvTarget, Lanes, MatmulThreads, ShapeError,
-    VectorType, WeightType,
-};
+pub use kernel::{Access, Binding, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
+pub use shape::{CHECKED_SHAPES, HeadShape, ShapeError};
 pub use variant::{Compiler, Dialect, Products, Variant, VariantError};
 
 /// The entry point of every kernel.
@@ -25,5 +24,7 @@ pub const MATMUL_TILE: u32 = 64;
 pub const MATVEC_ROWS: u32 = 16;
 /// Query rows (positions times query heads of the group) of one workgroup of [`Kernel::AttentionPrefill`].
 pub const ATTENTION_ROWS: u32 = 32;
+/// Workgroups of [`Kernel::ArgmaxParts`]: parts of the logits.
+pub const ARGMAX_PARTS: u32 = 64;
 /// Threads of a workgroup in the kernels that work element by element.
 pub const ELEMENT_THREADS: u32 = 64;

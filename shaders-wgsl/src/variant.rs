@@ -158,19 +158,20 @@ impl Dialect {
             | Kernel::Qkv { .. }
             | Kernel::GateUp { .. }
             | Kernel::RmsNorm(_)
+            | Kernel::ArgmaxParts
             | Kernel::Argmax
             | Kernel::Sample => true,
-            // A lane's threads exchange their shares.
+            // A lane's threads exchange their shares; fewer than four have nothing to gain.
             Kernel::AttentionDecode(_) => {
                 let threads = shape.head_dim / 8;
-                threads.is_power_of_two() && threads <= self.subgroup
+                threads.is_power_of_two() && (4..=self.subgroup).contains(&threads)
             }
             _ => false,
         };
         let packs = match kernel {
-            Kernel::Project { weight, .. }
-            | Kernel::Qkv { weight, .. }
-            | Kernel::GateUp { weight, .. } => weight.has_scales(),
+            // What comes as codes is packed already.
+            Kernel::Project { weight, codes, .. } => weight.has_scales() && !codes,
+            Kernel::Qkv { weight, .. } | Kernel::GateUp { weight, .. } => weight.has_scales(),
             _ => false,
         };
         let multiplies = match kernel {
@@ -191,7 +192,7 @@ impl Dialect {
     }
 
     /// What a source that uses this begins with.
-    pub(crate) fn header(self, used: Variant) -> String {
+    pub(crate) fn header(self, kernel: Kernel, used: Variant) -> String {
         let mut text = String::new();
         if used.products == Products::F16 {
             text.push_str("enable f16;\n");
@@ -199,6 +200,10 @@ impl Dialect {
         if used.subgroups {
             if self.compiler == Compiler::Browser {
                 text.push_str("enable subgroups;\n");
+                // All threads of a subgroup branch alike on what `subgroupAny` says, which browsers do not find out.
+                if matches!(kernel, Kernel::AttentionDecode(_)) {
+                    text.push_str("diagnostic(off, subgroup_uniformity);\n");
+                }
             }
             text.push_str(&format!("const SUBGROUP: u32 = {}u;\n", self.subgroup));
         }

@@ -69,11 +69,29 @@ fn weighted(sums: array<Heads, 4>, weight: Heads, value: vec4<f32>) -> array<Hea
 
 fn scaled(sums: array<Heads, 4>, factor: Heads) -> array<Heads, 4> {
     return array<Heads, 4>(
-        heads_product(sums[0], factor),
-        heads_product(sums[1], factor),
-        heads_product(sums[2], factor),
-        heads_product(sums[3], factor),
+        sums[0] * factor,
+        sums[1] * factor,
+        sums[2] * factor,
+        sums[3] * factor,
     );
+}
+
+// A thread among the others: its lane, its place in `shares`, and whether it is none beyond the last lane.
+struct Place {
+    thread: u32,
+    lane: u32,
+    slot: u32,
+    stores: bool,
+}
+
+// The weights of the keys of a thread's lane in a round, and the lane's softmax with them. Where its maximum was raised,
+// sums so far are multiplied with `shrink`.
+struct Weights {
+    of_keys: array<Heads, 4>,
+    row_max: Heads,
+    row_sum: Heads,
+    raised: bool,
+    shrink: Heads,
 }
 
 // Adds up over the lanes what lies in `shares`: of each thread's eight channels KEYS_PER_LANE from first_channel on.
@@ -123,10 +141,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let q_low = load_queries(item.first_head, 2u * channel8);
     let q_high = load_queries(item.first_head, 2u * channel8 + 1u);
 
-    let zero = all_heads(0.0);
+    let zero = Heads(0.0);
     var sums_low = array<Heads, 4>(zero, zero, zero, zero);
     var sums_high = array<Heads, 4>(zero, zero, zero, zero);
-    var row_max = all_heads(UNSEEN);
+    var row_max = Heads(UNSEEN);
     var row_sum = zero;
     for (var round = first; round < end; round += DECODE_ROUND) {
         let row_0 = row_of(keys, round + own_lane);
@@ -147,21 +165,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             share_of(k_2, q_low, q_high),
             share_of(k_3, q_low, q_high),
         );
-        let s = scores_of(Place(thread, own_lane, slot, stores), parts, round, end);
-        let new_max = heads_max(heads_max(row_max, heads_max(s[0], s[1])), heads_max(s[2], s[3]));
-        // A lane that has seen no key yet gathers nonsense, which its maximum takes away in the end.
-        let shrink = heads_exp(row_max - new_max);
-        row_max = new_max;
-        let w_0 = heads_exp(s[0] - new_max);
-        let w_1 = heads_exp(s[1] - new_max);
-        let w_2 = heads_exp(s[2] - new_max);
-        let w_3 = heads_exp(s[3] - new_max);
-        sums_low = weighted(weighted(scaled(sums_low, shrink), w_0, low_channels(v_0)), w_1, low_channels(v_1));
-        sums_high = weighted(weighted(scaled(sums_high, shrink), w_0, high_channels(v_0)), w_1, high_channels(v_1));
-        sums_low = weighted(weighted(sums_low, w_2, low_channels(v_2)), w_3, low_channels(v_3));
-        sums_high = weighted(weighted(sums_high, w_2, high_channels(v_2)), w_3, high_channels(v_3));
-        row_sum = heads_product(row_sum, shrink) + ((w_0 + w_1) + (w_2 + w_3));
+        let weights = weights_of(Place(thread, own_lane, slot, stores), parts, round, end, row_max, row_sum);
+        row_max = weights.row_max;
+        row_sum = weights.row_sum;
+        if (weights.raised) {
+            sums_low = scaled(sums_low, weights.shrink);
+            sums_high = scaled(sums_high, weights.shrink);
+        }
+        let w = weights.of_keys;
+        sums_low = weighted(weighted(sums_low, w[0], low_channels(v_0)), w[1], low_channels(v_1));
+        sums_high = weighted(weighted(sums_high, w[0], high_channels(v_0)), w[1], high_channels(v_1));
+        sums_low = weighted(weighted(sums_low, w[2], low_channels(v_2)), w[3], low_channels(v_3));
+        sums_high = weighted(weighted(sums_high, w[2], high_channels(v_2)), w[3], high_channels(v_3));
     }
+    row_sum = lane_sum(row_sum, channel8);
 
     // The lanes' maxima take the place of scores, which the last round has read.
     workgroupBarrier();
@@ -171,14 +188,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     var part_max = row_max;
     for (var other = 0u; other < LANES; other += 1u) {
-        part_max = heads_max(part_max, scores[other]);
+        part_max = max(part_max, scores[other]);
     }
-    let shrink = heads_exp(row_max - part_max);
+    let shrink = exp(row_max - part_max);
     sums_low = scaled(sums_low, shrink);
     sums_high = scaled(sums_high, shrink);
     if (stores) {
         if (channel8 == 0u) {
-            lane_sums[lane] = heads_product(row_sum, shrink);
+            lane_sums[lane] = row_sum * shrink;
         }
         shares[slot] = sums_low[0];
         shares[LANES * HEAD_DIM8 + slot] = sums_low[1];

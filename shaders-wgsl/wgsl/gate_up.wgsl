@@ -1,12 +1,10 @@
 // y = silu(Wg norm(x)) * (Wu norm(x)): the token in flight through the first half of the feed-forward network.
 //
 // x  [cols] f32                 values, words  the binding with a piece of each matrix and the norm
-// y  [whole rows] f32, written at [row_offset, row_offset + rows)
+// y  [whole rows] f32 or codes, written at [row_offset, row_offset + rows)
 // Grid: (ceil(rows / (2 * THREADS / LANES))); LANES threads give two rows of either matrix.
 // Numerics: f32; exp is held below overflow, where silu is 0 to f32 anyway. Twin: reference/src/gate_up.rs.
 
-@group(0) @binding(0) var<uniform> params: GateUpParams;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -29,14 +27,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         params.norm_at,
         params.eps,
     );
-    if (thread % LANES == 0u && state.len > 0u) {
+    if (state.len == 0u) {
+        return;
+    }
+    if (thread % LANES == 0u) {
         let gate = sums.xy;
         let value = gate / (1.0 + exp(min(-gate, vec2<f32>(80.0)))) * sums.zw;
+        let slot = 2u * (thread / LANES);
         if (first_row < params.rows) {
-            y[params.row_offset + first_row] = value.x;
+            keep(slot, params.row_offset + first_row, value.x);
         }
         if (first_row + 1u < params.rows) {
-            y[params.row_offset + first_row + 1u] = value.y;
+            keep(slot + 1u, params.row_offset + first_row + 1u, value.y);
         }
     }
+    finish(thread, params.row_offset + group.x * OUTPUTS, params.row_offset + params.rows);
 }

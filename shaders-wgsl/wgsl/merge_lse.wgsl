@@ -1,7 +1,7 @@
 // Joins the partial results of decode attention: softmax over all parts of a head's keys.
 //
 // partials  rows of head_dim values (weighted sums of V), row_max, row_sum
-// heads  where each query head's partials lie            y  [heads][head_dim] f32
+// heads  where each query head's partials lie            y  [heads][head_dim] f32 or codes
 // Grid: (heads * head_dim / MERGE_CHANNELS); a workgroup of 256 gives MERGE_CHANNELS channels of a head; the threads
 // beyond take other parts, four at a time. Parts without keys are not read. A thread has its own online softmax, and
 // lanes are joined at the end. Numerics: f32. Twin: reference/src/merge_lse.rs.
@@ -9,7 +9,6 @@
 @group(0) @binding(1) var<storage, read> state: StepState;
 @group(0) @binding(2) var<storage, read> partials: array<f32>;
 @group(0) @binding(3) var<storage, read> heads: array<HeadParts>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
 @group(0) @binding(5) var<uniform> spans: array<HeadSpan, KV_HEADS>;
 
 const THREADS: u32 = 256u;
@@ -85,6 +84,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             total += weight * lanes[other].y;
             sum += weight * sums[other * MERGE_CHANNELS + thread];
         }
-        y[head * HEAD_DIM + channel] = sum / total;
+        keep(thread, head * HEAD_DIM + channel, sum / total);
     }
+    finish(thread, group.x * MERGE_CHANNELS, HEADS * HEAD_DIM);
 }

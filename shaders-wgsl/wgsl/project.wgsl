@@ -1,7 +1,7 @@
 // y = W norm(x) (+ y): the token in flight against the pieces of a weight matrix that lie in one binding. For decode:
 // the output and down projections with the residual, and lm_head with the final norm, of the last token in flight.
 //
-// x  [len][cols] f32            values, words  the binding, as vectors and as words: pieces of [piece_rows][cols]
+// x  [len][cols] f32, or the codes of one token      values, words  the binding, as vectors and as words: pieces of [piece_rows][cols]
 // vector  [cols] weights of the norm, where there is one
 // y  [whole rows] f32, written at [row_offset, row_offset + rows)
 // Grid: (ceil(rows / (SET_ROWS * THREADS / LANES))); LANES threads give SET_ROWS rows. Nothing happens with no token in flight;
@@ -24,7 +24,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         first_input = (max(state.len, 1u) - 1u) * (params.cols / 4u);
     } else if (stores) {
         let last = params.row_offset + row;
-        before = vec4<f32>(y[last.x], y[last.y], y[last.z], y[last.w]);
+        before.x = y[last.x];
+        if (SET_ROWS >= 2u) {
+            before.y = y[last.y];
+        }
+        if (SET_ROWS == 4u) {
+            before.z = y[last.z];
+            before.w = y[last.w];
+        }
     }
     let sums = before + four_rows(
         thread,
@@ -39,7 +46,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     y[out] = sums.x;
-    if (first_row + 1u < params.rows) {
+    if (SET_ROWS >= 2u && first_row + 1u < params.rows) {
         y[out + 1u] = sums.y;
     }
     if (SET_ROWS == 4u && first_row + 2u < params.rows) {

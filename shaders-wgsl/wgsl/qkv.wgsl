@@ -8,7 +8,6 @@
 // whoever rotates also has what it packs. The key that sat in the slot is a whole ring older and outside every window.
 // Numerics: f32; K and V rounded to f16 once, clamped to its range. Twin: reference/src/qkv.rs.
 
-@group(0) @binding(0) var<uniform> params: QkvParams;
 @group(0) @binding(4) var<storage, read> table: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read_write> q: array<f32>;
 @group(0) @binding(7) var<storage, read_write> k_ring: array<u32>;

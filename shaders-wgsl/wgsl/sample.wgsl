@@ -14,6 +14,7 @@
 // Numerics: f32 up to the weights. A logit that is no finite number is never chosen. Twin: reference/src/sample.rs.
 
 @group(0) @binding(0) var<uniform> params: SampleParams;
+@group(0) @binding(2) var<storage, read> logits: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> counts: array<u32>;
 
 const LOW_BITS: u32 = 13u;

@@ -2,13 +2,9 @@
 // a token that ends the text stops everything after it.
 
 @group(0) @binding(1) var<storage, read_write> state: StepState;
-@group(0) @binding(2) var<storage, read> logits: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> tokens: array<u32>;
 @group(0) @binding(4) var<storage, read_write> ids: array<u32>;
 @group(0) @binding(5) var<storage, read> stops: array<u32>; // their number, then the ids
-
-const THREADS: u32 = 256u;
-const NOBODY: u32 = 0xffffffffu;
 
 // By one thread.
 fn choose(id: u32) {

@@ -97,9 +97,9 @@ fn four_rows(
         }
     }
 
-    let all = set_sums(thread, sums, square_sum);
+    let all = set_sums(thread, own_rows(sums), square_sum);
     if (NORM) {
-        return all.sums * (1.0 / sqrt(all.squares / f32(cols) + eps));
+        return all_rows(all.sums * (1.0 / sqrt(all.squares / f32(cols) + eps)));
     }
-    return all.sums;
+    return all_rows(all.sums);
 }

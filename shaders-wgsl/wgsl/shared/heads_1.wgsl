@@ -4,10 +4,6 @@ alias Heads = f32;
 
 const HEADS_WIDTH: u32 = 1u;
 
-fn all_heads(value: f32) -> Heads {
-    return value;
-}
-
 // One head's part of what lies in workgroup memory. Where a component is picked from memory, no vector has to be.
 fn share_of_head(slot: u32, head: u32) -> f32 {
     return shares[slot];
@@ -21,16 +17,4 @@ fn lane_sum_of_head(lane: u32, head: u32) -> f32 {
 fn load_queries(first_head: u32, channel4: u32) -> array<Heads, 4> {
     let a = q[first_head * HEAD_DIM4 + channel4];
     return array<Heads, 4>(a.x, a.y, a.z, a.w);
-}
-
-fn heads_max(a: Heads, b: Heads) -> Heads {
-    return max(a, b);
-}
-
-fn heads_exp(values: Heads) -> Heads {
-    return exp(values);
-}
-
-fn heads_product(a: Heads, b: Heads) -> Heads {
-    return a * b;
 }

@@ -4,10 +4,6 @@ alias Heads = vec2<f32>;
 
 const HEADS_WIDTH: u32 = 2u;
 
-fn all_heads(value: f32) -> Heads {
-    return vec2<f32>(value);
-}
-
 // One head's part of what lies in workgroup memory. Where a component is picked from memory, no vector has to be.
 fn share_of_head(slot: u32, head: u32) -> f32 {
     return shares[slot][head];
@@ -22,16 +18,4 @@ fn load_queries(first_head: u32, channel4: u32) -> array<Heads, 4> {
     let a = q[first_head * HEAD_DIM4 + channel4];
     let b = q[(first_head + 1u) * HEAD_DIM4 + channel4];
     return array<Heads, 4>(Heads(a.x, b.x), Heads(a.y, b.y), Heads(a.z, b.z), Heads(a.w, b.w));
-}
-
-fn heads_max(a: Heads, b: Heads) -> Heads {
-    return max(a, b);
-}
-
-fn heads_exp(values: Heads) -> Heads {
-    return exp(values);
-}
-
-fn heads_product(a: Heads, b: Heads) -> Heads {
-    return a * b;
 }

@@ -5,10 +5,6 @@ alias Heads = vec4<f32>;
 
 const HEADS_WIDTH: u32 = 4u;
 
-fn all_heads(value: f32) -> Heads {
-    return vec4<f32>(value);
-}
-
 // One head's part of what lies in workgroup memory. Where a component is picked from memory, no vector has to be.
 fn share_of_head(slot: u32, head: u32) -> f32 {
     return shares[slot][head];
@@ -25,16 +21,4 @@ fn load_queries(first_head: u32, channel4: u32) -> array<Heads, 4> {
     let at = head * HEAD_DIM4 + channel4;
     let heads = transpose(mat4x4<f32>(q[at.x], q[at.y], q[at.z], q[at.w]));
     return array<Heads, 4>(heads[0], heads[1], heads[2], heads[3]);
-}
-
-fn heads_max(a: Heads, b: Heads) -> Heads {
-    return max(a, b);
-}
-
-fn heads_exp(values: Heads) -> Heads {
-    return exp(values);
-}
-
-fn heads_product(a: Heads, b: Heads) -> Heads {
-    return a * b;
 }

@@ -60,7 +60,7 @@ fn load_group(group: u32) -> GroupInputs {
 
 fn dot_inputs(block: Block, cols: u32, group: u32, inputs: GroupInputs) -> f32 {
     let dot = block_dot(block, inputs.quarters);
-    let product = inputs.scale.x * dot.scale.x * f32(dot.sum);
+    let product = inputs.scale.x * dot.scale.x * f32(dot.sums.x + dot.sums.y);
     if (HAS_OFFSET) {
         return product + inputs.scale.y * dot.scale.y;
     }

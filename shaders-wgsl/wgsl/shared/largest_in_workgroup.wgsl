@@ -1,5 +1,7 @@
 // The largest of all threads' values, through workgroup memory.
 
+const THREADS: u32 = 256u;
+const NOBODY: u32 = 0xffffffffu;
 var<workgroup> best_value: array<f32, 256>;
 var<workgroup> best_id: array<u32, 256>;
 

@@ -1,13 +1,15 @@
 // Blocks of blocks_q8 against packed inputs.
 
-// Of a block's bytes, and what they are multiplied with.
+// Of the bytes of a block's halves, and what they are multiplied with.
 struct BlockDot {
-    sum: i32,
+    sums: vec2<i32>,
     scale: vec2<f32>,
 }
 
 fn block_dot(block: Block, x: array<vec2<u32>, 4>) -> BlockDot {
-    let sum = (dot8(block.low.xy, x[0]) + dot8(block.low.zw, x[1]))
-        + (dot8(block.high.xy, x[2]) + dot8(block.high.zw, x[3]));
-    return BlockDot(sum, vec2<f32>(block.scale, 0.0));
+    let sums = vec2<i32>(
+        dot8(block.low.xy, x[0]) + dot8(block.low.zw, x[1]),
+        dot8(block.high.xy, x[2]) + dot8(block.high.zw, x[3]),
+    );
+    return BlockDot(sums, vec2<f32>(block.scale, 0.0));
 }

@@ -1,7 +1,5 @@
 // Where rows of a matrix lie whose pieces follow each other in one binding.
 
-@group(0) @binding(0) var<uniform> params: ProjectParams;
-
 struct RowPlaces {
     values_at: vec4<u32>,
     scales_at: vec4<u32>,

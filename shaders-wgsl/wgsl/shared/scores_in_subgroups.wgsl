@@ -1,35 +1,64 @@
-// The scores of a round of decode attention, by exchange among the threads of a lane, which share a subgroup: their
-// number is a power of two and no more than SUBGROUP. Lanes do not wait for each other.
+// The weights of a round of decode attention, by exchange among the threads of a lane, which share a subgroup: their
+// number is a power of two, at least 4 and no more than SUBGROUP. Lanes do not wait for each other.
+//
+// A quarter of a lane's threads ends up with one key of the four: it gets the others' shares of that key and gives its
+// own of the other keys away, and it alone finds the key's weights, which then go to all threads of the lane. Its sum of
+// weights is that of its key until the end. The maximum is raised only where a score is well above it: weights up to
+// e^8 are as exact as those up to 1.
 
-// A thread among the others: its lane, its place in `shares`, and whether it is none beyond the last lane.
-struct Place {
-    thread: u32,
-    lane: u32,
-    slot: u32,
-    stores: bool,
-}
+const QUARTER: u32 = HEAD_DIM8 / 4u;
+const HALF_LANE: u32 = HEAD_DIM8 / 2u;
+const ROOM: f32 = 8.0;
 
-fn score_of(sum: Heads, key: u32, end: u32) -> Heads {
-    return select(all_heads(UNSEEN), sum * SOFTMAX_SCALE, key < end);
-}
-
-// The scores of the keys of a thread's lane, out of every thread's share; UNSEEN past the end of the part.
-fn scores_of(place: Place, parts: array<Heads, 4>, round: u32, end: u32) -> array<Heads, 4> {
-    var a = parts[0];
-    var b = parts[1];
-    var c = parts[2];
-    var d = parts[3];
-    for (var step = 1u; step < HEAD_DIM8; step *= 2u) {
-        a += subgroupShuffleXor(a, step);
-        b += subgroupShuffleXor(b, step);
-        c += subgroupShuffleXor(c, step);
-        d += subgroupShuffleXor(d, step);
+// Out of every thread's share of the scores; keys past the end of the part weigh nothing.
+fn weights_of(
+    place: Place,
+    parts: array<Heads, 4>,
+    round: u32,
+    end: u32,
+    row_max: Heads,
+    row_sum: Heads,
+) -> Weights {
+    let second_half = (place.thread & HALF_LANE) != 0u;
+    let odd = (place.thread & QUARTER) != 0u;
+    var a = select(parts[0], parts[2], second_half);
+    var b = select(parts[1], parts[3], second_half);
+    a += subgroupShuffleXor(select(parts[2], parts[0], second_half), HALF_LANE);
+    b += subgroupShuffleXor(select(parts[3], parts[1], second_half), HALF_LANE);
+    var score = select(a, b, odd) + subgroupShuffleXor(select(b, a, odd), QUARTER);
+    for (var step = 1u; step < QUARTER; step *= 2u) {
+        score += subgroupShuffleXor(score, step);
     }
-    let key = round + place.lane;
-    return array<Heads, 4>(
-        score_of(a, key, end),
-        score_of(b, key + LANES, end),
-        score_of(c, key + 2u * LANES, end),
-        score_of(d, key + 3u * LANES, end),
-    );
+    let own_key = 2u * u32(second_half) + u32(odd);
+    score = select(Heads(UNSEEN), score * SOFTMAX_SCALE, round + own_key * LANES + place.lane < end);
+
+    var all = Weights(parts, row_max, row_sum, false, row_max);
+    all.raised = subgroupAny(any(score > row_max + ROOM));
+    if (all.raised) {
+        var top = max(score, subgroupShuffleXor(score, QUARTER));
+        top = max(row_max, max(top, subgroupShuffleXor(top, HALF_LANE)));
+        // A lane that has seen no key yet gathers nonsense, which its maximum takes away in the end.
+        all.shrink = exp(row_max - top);
+        all.row_max = top;
+        all.row_sum = row_sum * all.shrink;
+    }
+    let weight = exp(score - all.row_max);
+    all.row_sum += weight;
+    let other = subgroupShuffleXor(weight, QUARTER);
+    let first = select(weight, other, odd);
+    let second = select(other, weight, odd);
+    let across_first = subgroupShuffleXor(first, HALF_LANE);
+    let across_second = subgroupShuffleXor(second, HALF_LANE);
+    all.of_keys[0] = select(first, across_first, second_half);
+    all.of_keys[1] = select(second, across_second, second_half);
+    all.of_keys[2] = select(across_first, first, second_half);
+    all.of_keys[3] = select(across_second, second, second_half);
+    return all;
+}
+
+// The sum of weights of all keys of the lane.
+fn lane_sum(row_sum: Heads, channel8: u32) -> Heads {
+    var sum = row_sum + subgroupShuffleXor(row_sum, QUARTER);
+    sum += subgroupShuffleXor(sum, HALF_LANE);
+    return sum;
 }

@@ -1,15 +1,14 @@
-// The scores of a round of decode attention, through workgroup memory.
+// The weights of a round of decode attention, through workgroup memory.
 
-// A thread among the others: its lane, its place in `shares`, and whether it is none beyond the last lane.
-struct Place {
-    thread: u32,
-    lane: u32,
-    slot: u32,
-    stores: bool,
-}
-
-// The scores of the keys of a thread's lane, out of every thread's share; UNSEEN past the end of the part.
-fn scores_of(place: Place, parts: array<Heads, 4>, round: u32, end: u32) -> array<Heads, 4> {
+// Out of every thread's share of the scores; keys past the end of the part weigh nothing.
+fn weights_of(
+    place: Place,
+    parts: array<Heads, 4>,
+    round: u32,
+    end: u32,
+    row_max: Heads,
+    row_sum: Heads,
+) -> Weights {
     if (place.stores) {
         shares[place.slot] = parts[0];
         shares[LANES * HEAD_DIM8 + place.slot] = parts[1];
@@ -26,15 +25,29 @@ fn scores_of(place: Place, parts: array<Heads, 4>, round: u32, end: u32) -> arra
         if (round + key < end) {
             score = score * SOFTMAX_SCALE;
         } else {
-            score = all_heads(UNSEEN);
+            score = Heads(UNSEEN);
         }
         scores[key] = score;
     }
     workgroupBarrier();
-    return array<Heads, 4>(
-        scores[place.lane],
-        scores[LANES + place.lane],
-        scores[2u * LANES + place.lane],
-        scores[3u * LANES + place.lane],
+    let a = scores[place.lane];
+    let b = scores[LANES + place.lane];
+    let c = scores[2u * LANES + place.lane];
+    let d = scores[3u * LANES + place.lane];
+    let new_max = max(max(row_max, max(a, b)), max(c, d));
+    // A lane that has seen no key yet gathers nonsense, which its maximum takes away in the end.
+    let shrink = exp(row_max - new_max);
+    let weights = array<Heads, 4>(
+        exp(a - new_max),
+        exp(b - new_max),
+        exp(c - new_max),
+        exp(d - new_max),
     );
+    let sum = row_sum * shrink + ((weights[0] + weights[1]) + (weights[2] + weights[3]));
+    return Weights(weights, new_max, sum, true, shrink);
+}
+
+// Every thread of the lane has its sum of weights.
+fn lane_sum(row_sum: Heads, channel8: u32) -> Heads {
+    return row_sum;
 }

@@ -4,16 +4,16 @@
 const RUN: u32 = min(SUBGROUP, LANES);
 const RUNS: u32 = THREADS / RUN;
 
-var<workgroup> partials: array<vec4<f32>, RUNS>;
+var<workgroup> partials: array<RowSums, RUNS>;
 var<workgroup> squares: array<f32, RUNS>;
 
 struct SetSums {
-    sums: vec4<f32>,
+    sums: RowSums,
     squares: f32,
 }
 
 // A set's sums, and with a norm the sum of squares of the whole workgroup. Only lane 0 of a set gets them.
-fn set_sums(thread: u32, sums: vec4<f32>, square_sum: f32) -> SetSums {
+fn set_sums(thread: u32, sums: RowSums, square_sum: f32) -> SetSums {
     var all = SetSums(sums, square_sum);
     for (var step = 1u; step < RUN; step *= 2u) {
         all.sums += subgroupShuffleXor(all.sums, step);

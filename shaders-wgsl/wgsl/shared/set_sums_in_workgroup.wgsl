@@ -1,15 +1,15 @@
 // The sums of a set of lanes, through workgroup memory.
 
-var<workgroup> partials: array<vec4<f32>, THREADS>;
+var<workgroup> partials: array<RowSums, THREADS>;
 var<workgroup> squares: array<f32, THREADS>;
 
 struct SetSums {
-    sums: vec4<f32>,
+    sums: RowSums,
     squares: f32,
 }
 
 // A set's sums, and with a norm the sum of squares of the whole workgroup. Only lane 0 of a set gets them.
-fn set_sums(thread: u32, sums: vec4<f32>, square_sum: f32) -> SetSums {
+fn set_sums(thread: u32, sums: RowSums, square_sum: f32) -> SetSums {
     let lane = thread % LANES;
     var all = SetSums(sums, square_sum);
     // Eight sums a set, then one; sixteen sums of squares of the whole workgroup, then one.

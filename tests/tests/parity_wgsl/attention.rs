@@ -264,7 +264,7 @@ fn run_decode_of(
         ],
     );
     let joined = gpu.run(
-        Kernel::MergeLse,
+        Kernel::MergeLse { codes: None },
         shape,
         (case.heads * case.head_dim / shape.merge_channels(), 1),
         &[
@@ -473,7 +473,7 @@ fn many_parts_are_joined_as_their_twin_says() {
             slot_offset: 0,
         };
         let joined = test_gpu().run(
-            Kernel::MergeLse,
+            Kernel::MergeLse { codes: None },
             shape,
             (2 * head_dim / shape.merge_channels(), 1),
             &[

@@ -17,14 +17,14 @@ use crate::matrices::{away_from_ties, offsets, piece};
 use crate::{bits, state};
 
 /// Of sums of up to 4,160 products of magnitude 1, in f32.
-const PROJECT: Tolerance = Tolerance::new(1e-4, 2e-5);
+pub(crate) const PROJECT: Tolerance = Tolerance::new(1e-4, 2e-5);
 /// Products of two such sums.
-const GATE_UP: Tolerance = Tolerance::new(2e-4, 4e-5);
+pub(crate) const GATE_UP: Tolerance = Tolerance::new(2e-4, 4e-5);
 /// One rounding to f16, and a different one where f32 lands across a tie.
 const STORED: Tolerance = Tolerance::new(1e-4, 1.05e-3);
-const EPS: f32 = 1e-5;
+pub(crate) const EPS: f32 = 1e-5;
 /// Attention's shape, which `project` and `gate_up` do not use.
-const SHAPE: HeadShape = HeadShape {
+pub(crate) const SHAPE: HeadShape = HeadShape {
     heads: 1,
     kv_heads: 1,
     head_dim: 64,
@@ -62,7 +62,7 @@ impl File {
     }
 
     /// A vector: its place, and what it means.
-    fn vector(&mut self, kind: VectorType, values: &[f32]) -> (u32, Vec<f32>) {
+    pub(crate) fn vector(&mut self, kind: VectorType, values: &[f32]) -> (u32, Vec<f32>) {
         let (words, stored) = vector_words(kind, values);
         (self.push(cast_slice(&words)), stored)
     }
@@ -98,7 +98,7 @@ fn norm_weights(random: &mut Random, dialect: Dialect, cols: u32) -> Vec<f32> {
 }
 
 /// Rows of each piece, columns, tokens in flight.
-const PROJECT_CASES: [(&[u32], u32, usize); 8] = [
+pub(crate) const PROJECT_CASES: [(&[u32], u32, usize); 8] = [
     (&[1], 32, 1),
     (&[67], 96, 1),
     (&[130], 576, 3),
@@ -209,6 +209,7 @@ fn check_project(
         weight,
         norm,
         add,
+        codes: false,
         lanes,
     };
     let label = format!("{} {pieces:?} x {cols}", kernel.label_in(SHAPE, dialect));
@@ -342,6 +343,7 @@ fn gates_with_their_projections_equal_their_twin() {
             let kernel = Kernel::GateUp {
                 weight,
                 norm: kind,
+                codes: false,
                 lanes,
             };
             let label = format!("{} {rows} x {cols}", kernel.label_in(SHAPE, dialect));
@@ -540,6 +542,7 @@ fn packed_inputs_are_rounded_as_the_twin_rounds_them() {
             weight,
             norm: None,
             add: false,
+            codes: false,
             lanes: Lanes::L64,
         };
         let outputs = test_gpu_in(dialect).run(

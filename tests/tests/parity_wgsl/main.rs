@@ -7,6 +7,7 @@
 
 mod attention;
 mod cache;
+mod codes;
 mod fused;
 mod matrices;
 mod rows;

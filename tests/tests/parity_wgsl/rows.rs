@@ -3,7 +3,7 @@
 use bytemuck::bytes_of;
 use moa_mask::abi::{RowParams, StepState};
 use moa_reference::compare::{Tolerance, compare};
-use moa_shaders::{Dialect, HeadShape, Kernel, VectorType};
+use moa_shaders::{ARGMAX_PARTS, Dialect, HeadShape, Kernel, VectorType};
 use moa_tests::attention::{packed, unpacked};
 use moa_tests::cases;
 use moa_tests::gpu::{Data, POISON, floats, reductions, test_gpu, test_gpu_in};
@@ -147,14 +147,24 @@ fn check_choice(dialect: Dialect) {
                 step: 2,
                 stopped,
             };
-            let outputs = test_gpu_in(dialect).run(
+            let mut gpu = test_gpu_in(dialect);
+            let parts = gpu.run(
+                Kernel::ArgmaxParts,
+                SHAPE,
+                (ARGMAX_PARTS, 1),
+                &[
+                    ("params", Data::Bytes(bytes_of(&row_params(vocab, false)))),
+                    ("logits", Data::F32(&whole_vectors(logits))),
+                    ("best", Data::Poison(2 * ARGMAX_PARTS as usize)),
+                ],
+            );
+            let outputs = gpu.run(
                 Kernel::Argmax,
                 SHAPE,
                 (1, 1),
                 &[
-                    ("params", Data::Bytes(bytes_of(&row_params(vocab, false)))),
                     ("state", Data::U32(&bytemuck::cast::<_, [u32; 4]>(before))),
-                    ("logits", Data::F32(&whole_vectors(logits))),
+                    ("best", Data::U32(&parts["best"])),
                     ("tokens", Data::Poison(3)),
                     ("ids", Data::Poison(4)),
                     ("stops", Data::U32(&[0; 3])),

@@ -1,0 +1,329 @@
+//! Inputs and outputs as codes: bytes with a scale for 16 columns, in the order of the weights that they meet.
+
+use bytemuck::{bytes_of, cast_slice};
+use moa_mask::abi::{GateUpParams, HeadParts, HeadSpan, ProjectParams};
+use moa_reference::compare::{Tolerance, compare};
+use moa_reference::gate_up::gate_up;
+use moa_reference::merge_lse::{Part, merge_lse};
+use moa_reference::project::{Norm, project};
+use moa_shaders::{Dialect, HeadShape, Kernel, Lanes, VectorType, WeightType};
+use moa_tests::gpu::{Data, POISON, floats, packed, reductions, test_gpu_in};
+use moa_tests::random::Random;
+
+use crate::fused::{EPS, File, GATE_UP, PROJECT, PROJECT_CASES, SHAPE};
+use crate::state;
+
+/// Sums of magnitude 3, divided by their weights.
+const MERGE: Tolerance = Tolerance::new(1e-5, 1e-5);
+const TYPES: [WeightType; 2] = [WeightType::Q4, WeightType::Q8];
+
+/// Word and byte of a column's code, and the word of its step, which the sum follows.
+fn place(weight: WeightType, column: usize) -> (usize, usize, usize) {
+    let (half, inner) = (column / 16 % 2, column % 8);
+    let (word, byte) = match weight {
+        WeightType::Q4 => (inner % 2, inner / 2),
+        _ => (inner / 4, inner % 4),
+    };
+    let block = 12 * (column / 32);
+    let eight = column / 8 % 2;
+    (
+        block + 4 * half + 2 * eight + word,
+        byte,
+        block + 8 + 2 * half,
+    )
+}
+
+/// Values of which nothing is left to round, as codes.
+fn encoded(weight: WeightType, values: &[f32]) -> Vec<u32> {
+    let mut words = vec![0u32; values.len().div_ceil(32) * 12];
+    for (half, group) in values.chunks(16).enumerate() {
+        let step = group.iter().fold(0.0f32, |top, value| top.max(value.abs())) / 127.0;
+        for (index, value) in group.iter().enumerate() {
+            let (word, byte, scale) = place(weight, 16 * half + index);
+            #[expect(clippy::cast_possible_truncation, reason = "-127 to 127")]
+            let code = (value / step).round() as i8;
+            words[word] |= u32::from(code.cast_unsigned()) << (8 * byte);
+            words[scale] = step.to_bits();
+            words[scale + 1] = group.iter().sum::<f32>().to_bits();
+        }
+    }
+    words
+}
+
+/// Whether codes say what the twin says: every value within half a step, and the sums.
+fn check_codes(
+    label: &str,
+    weight: WeightType,
+    words: &[u32],
+    expected: &[f64],
+    tolerance: Tolerance,
+) {
+    let signed = |word: u32, byte: usize| f64::from(word.to_le_bytes()[byte].cast_signed());
+    let near = |value: f64, column: usize| {
+        let (word, byte, scale) = place(weight, column);
+        let step = f64::from(f32::from_bits(words[scale]));
+        let error = (step * signed(words[word], byte) - value).abs();
+        error <= 0.5001 * step + tolerance.abs + tolerance.rel * value.abs()
+    };
+    for (column, value) in expected.iter().enumerate() {
+        assert!(near(*value, column), "{label}: column {column}");
+    }
+    let wrong = (0..expected.len()).filter(|column| !near(-expected[*column], *column));
+    assert!(
+        wrong.count() > expected.len() / 2,
+        "{label}: the other sign passed"
+    );
+    let halves = expected.len() / 16;
+    let sums: Vec<f32> = (0..halves)
+        .map(|half| f32::from_bits(words[place(weight, 16 * half).2 + 1]))
+        .collect();
+    let exact: Vec<f64> = expected
+        .chunks(16)
+        .map(|group| group.iter().sum())
+        .collect();
+    let wide = Tolerance::new(16.0 * tolerance.abs, 16.0 * tolerance.rel);
+    let error = compare(&sums, &exact, wide).assert(label);
+    println!("{label}: sums {error:.2e}");
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn codes_are_multiplied_as_the_values_that_they_stand_for() {
+    let mut cases = PROJECT_CASES
+        .map(|(pieces, cols, _)| (pieces, cols))
+        .to_vec();
+    // Rows of one to nine blocks a thread.
+    cases.extend([(&[6][..], 4864), (&[3], 8192), (&[2], 17_408)]);
+    for dialect in reductions() {
+        for weight in TYPES {
+            let mut largest = 0.0f64;
+            for &(pieces, cols) in &cases {
+                for lanes in [Lanes::L32One, Lanes::L64One] {
+                    largest = largest.max(check_project(dialect, lanes, weight, pieces, cols));
+                }
+            }
+            let name = weight.name();
+            println!(
+                "project of codes, {name}, {}: {largest:.2e}",
+                dialect.variant
+            );
+        }
+    }
+}
+
+fn check_project(
+    dialect: Dialect,
+    lanes: Lanes,
+    weight: WeightType,
+    pieces: &[u32],
+    cols: u32,
+) -> f64 {
+    let mut random = Random::new(u64::from(pieces[0] * cols));
+    let mut file = File::default();
+    let (mut weights, mut places) = (Vec::new(), Vec::new());
+    for &rows in pieces {
+        let (at, scales_at, own) = file.matrix(&mut random, weight, rows, cols);
+        weights.extend(own);
+        places.push((at, scales_at - at));
+    }
+    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+    let x: Vec<f32> = (0..cols)
+        .map(|column| match column % 16 {
+            0 => 127.0 / 32.0,
+            _ => (random.below(255) as f32 - 127.0) / 32.0,
+        })
+        .collect();
+    let rows: u32 = pieces.iter().sum();
+    let params = ProjectParams {
+        rows,
+        cols,
+        row_offset: 3,
+        piece_rows: pieces[0],
+        piece_step: places.get(1).map_or(0, |(at, _)| at - places[0].0),
+        scales_step: places[0].1,
+        last_scales_step: places[places.len() - 1].1,
+        eps: EPS,
+    };
+    let before = random.spiked(rows as usize + 5, 1.0);
+    let own = 3..3 + rows as usize;
+    let expected = project(&x, None, &weights, Some(&before[own.clone()]));
+    let kernel = Kernel::Project {
+        weight,
+        norm: None,
+        add: true,
+        codes: true,
+        lanes,
+    };
+    let label = format!("{} {pieces:?} x {cols}", kernel.label_in(SHAPE, dialect));
+    let run = |tokens: u32, codes: &[u32]| {
+        let outputs = test_gpu_in(dialect).run(
+            kernel,
+            SHAPE,
+            (rows.div_ceil(lanes.rows()), 1),
+            &[
+                ("params", Data::Bytes(bytes_of(&params))),
+                ("state", Data::U32(&state(7, tokens))),
+                ("x", Data::U32(codes)),
+                ("values", Data::Bytes(&file.bytes)),
+                ("words", Data::Bytes(&file.bytes)),
+                ("y", Data::F32(&before)),
+            ],
+        );
+        floats(&outputs["y"])
+    };
+    let y = run(1, &encoded(weight, &x));
+    let error = compare(&y[own.clone()], &expected, PROJECT).assert(&label);
+    assert!(
+        y[..3] == before[..3] && y[own.end..] == before[own.end..],
+        "{label}: rows of others stay"
+    );
+    assert_eq!(
+        run(0, &encoded(weight, &x)),
+        before,
+        "{label}: nothing in flight"
+    );
+    let other = TYPES.into_iter().find(|other| *other != weight).unwrap();
+    let wrong = run(1, &encoded(other, &x));
+    assert!(
+        !compare(&wrong[own], &expected, PROJECT).passed(),
+        "{label}: the other order passed"
+    );
+    error
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn gates_leave_codes() {
+    let mut list = reductions();
+    list.push(packed());
+    for (dialect, weight) in list
+        .into_iter()
+        .flat_map(|dialect| TYPES.map(|weight| (dialect, weight)))
+    {
+        for (rows, lanes) in [(16, Lanes::L16), (80, Lanes::L16), (48, Lanes::L32)] {
+            let cols = 96;
+            let mut random = Random::new(u64::from(rows));
+            let mut file = File::default();
+            let norm_weight = vec![1.0; cols as usize];
+            let (norm_at, _) = file.vector(VectorType::F32, &norm_weight);
+            let (gate_at, gate_scales_at, gate) = file.matrix(&mut random, weight, rows, cols);
+            let (up_at, up_scales_at, up) = file.matrix(&mut random, weight, rows, cols);
+            // Nothing to round where inputs are packed.
+            #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+            let x: Vec<f32> = (0..cols)
+                .map(|column| match column % 32 {
+                    0 => 127.0 / 64.0,
+                    _ => (random.below(255) as f32 - 127.0) / 64.0,
+                })
+                .collect();
+            let params = GateUpParams {
+                gate_at,
+                gate_scales_at,
+                up_at,
+                up_scales_at,
+                norm_at,
+                cols,
+                eps: EPS,
+                rows,
+                row_offset: 32,
+                ..GateUpParams::default()
+            };
+            let norm = Norm {
+                weight: &norm_weight,
+                eps: EPS.into(),
+            };
+            let expected = gate_up(&x, norm, &gate, &up);
+            let kernel = Kernel::GateUp {
+                weight,
+                norm: VectorType::F32,
+                codes: true,
+                lanes,
+            };
+            let label = format!("{} {rows} x {cols}", kernel.label_in(SHAPE, dialect));
+            let words = (rows as usize).div_ceil(32) * 12;
+            let outputs = test_gpu_in(dialect).run(
+                kernel,
+                SHAPE,
+                ((2 * rows).div_ceil(lanes.rows()), 1),
+                &[
+                    ("params", Data::Bytes(bytes_of(&params))),
+                    ("state", Data::U32(&state(0, 1))),
+                    ("x", Data::F32(&x)),
+                    ("values", Data::Bytes(&file.bytes)),
+                    ("words", Data::Bytes(&file.bytes)),
+                    ("y", Data::Poison(12 + words)),
+                ],
+            );
+            let (others, own) = outputs["y"].split_at(12);
+            assert_eq!(others, [POISON; 12], "{label}: rows of others stay");
+            check_codes(&label, weight, own, &expected, GATE_UP);
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn parts_are_joined_into_codes() {
+    for weight in TYPES {
+        for (head_dim, parts) in [(64u32, 1u32), (80, 37), (128, 6)] {
+            let shape = HeadShape {
+                heads: 2,
+                kv_heads: 1,
+                head_dim,
+            };
+            let mut random = Random::new(u64::from(parts));
+            let mut partials = Vec::new();
+            let mut twin = [Vec::new(), Vec::new()];
+            for own in (0..parts).flat_map(|_| [0, 1]) {
+                let sum = random.spiked(head_dim as usize, 3.0);
+                let (row_max, row_sum) = (random.unit(), 1.5 + random.unit());
+                partials.extend_from_slice(&sum);
+                partials.extend([row_max, row_sum]);
+                twin[own].push(Part {
+                    sum: sum.into_iter().map(f64::from).collect(),
+                    row_max: row_max.into(),
+                    row_sum: row_sum.into(),
+                });
+            }
+            let heads = [0, 1].map(|first| HeadParts {
+                first,
+                stride: 2,
+                parts,
+                reserved: 0,
+            });
+            let visible = (parts - 1) * shape.decode_round() + 1;
+            let span = HeadSpan {
+                sink: 0,
+                window: u32::MAX,
+                ring: visible,
+                slot_offset: 0,
+            };
+            let joined = test_gpu_in(Dialect::BASE).run(
+                Kernel::MergeLse {
+                    codes: Some(weight),
+                },
+                shape,
+                (2 * head_dim / shape.merge_channels(), 1),
+                &[
+                    ("state", Data::U32(&state(visible - 1, 1))),
+                    ("partials", Data::F32(&partials)),
+                    ("heads", Data::U32(cast_slice(&heads))),
+                    ("spans", Data::U32(cast_slice(&[span]))),
+                    ("y", Data::Poison((2 * head_dim as usize) / 32 * 12)),
+                ],
+            );
+            let expected: Vec<f64> = twin.iter().flat_map(|parts| merge_lse(parts)).collect();
+            let label = format!("{}: {parts} parts of {head_dim}", weight.name());
+            check_codes(&label, weight, &joined["y"], &expected, MERGE);
+        }
+    }
+}
