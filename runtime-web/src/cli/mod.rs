@@ -111,6 +111,8 @@ enum CliError {
     Ids { path: PathBuf, reason: String },
     #[error("decoded and prefilled logits differ by {error} of the largest")]
     Check { error: f32 },
+    #[error("the variant is the base itself: name another with --variant (none is quicker here)")]
+    NothingToCompare,
     #[error("standard output: {0}")]
     Output(#[from] std::io::Error),
 }

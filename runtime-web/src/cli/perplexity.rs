@@ -28,8 +28,8 @@ pub(super) struct PerplexityArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(4..))]
     window: u32,
     /// Windows at most.
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    windows: usize,
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    windows: u32,
 }
 
 /// Sums over scored tokens, in nats.
@@ -52,8 +52,13 @@ pub(super) fn perplexity(args: &PerplexityArgs) -> Result<String, CliError> {
     let kernels = Some(DecodeKernels::Fused);
     let mut engine = make_engine(&args.engine, &bundle, plan, args.window, kernels, false)?;
     let variant = engine.variant();
+    if variant == Variant::BASE {
+        return Err(CliError::NothingToCompare);
+    }
     let mut sums = Sums::default();
-    let windows = ids.chunks_exact(args.window as usize).take(args.windows);
+    let windows = ids
+        .chunks_exact(args.window as usize)
+        .take(args.windows as usize);
     for window in windows {
         pollster::block_on(engine.set_variant(Variant::BASE))?;
         let base = scored(&mut engine, window)?;
