@@ -479,6 +479,12 @@ mod tests {
             label: Some("<b>text 2</b>".into()),
             choice: vec![],
         };
+        let on_the_way = Step {
+            kind: StepKind::Tighten,
+            density: 0.75,
+            label: Some("a wider budget".into()),
+            ..step(2, 0.01, 0.01, false)
+        };
         let plan = Plan {
             name: "moa-50".into(),
             sink: 64,
@@ -502,7 +508,7 @@ mod tests {
             plans: vec![plan],
             steps: vec![(
                 "moa-50".into(),
-                vec![step(0, 1.0, 0.1, true), step(1, 0.5, 0.2, true)],
+                vec![step(0, 1.0, 0.1, true), step(1, 0.5, 0.2, true), on_the_way],
             )],
             model: Some("<script>alert(1)</script>".into()),
             ..Inputs::default()
@@ -513,6 +519,8 @@ mod tests {
             names,
             ["spans-moa-50", "density", "front-moa-50", "search-moa-50"]
         );
+        let front = figures.iter().find(|figure| figure.name == "front-moa-50");
+        assert!(!front.unwrap().svg.contains("a wider budget"));
         let html = page(&inputs, &figures, "A plan");
         for name in names {
             assert!(html.contains(&format!("<figure id=\"{name}\">")), "{name}");
