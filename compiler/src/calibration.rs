@@ -15,7 +15,7 @@ use crate::device::on;
 use crate::effort::Preset;
 use crate::hint::Told;
 use crate::interrupt;
-use crate::pipeline::Opened;
+use crate::opened::Opened;
 use crate::printer::Printer;
 
 /// Between the seeds of samples that must not be the same.

@@ -23,6 +23,7 @@ mod hint;
 mod ids;
 mod interrupt;
 mod journal;
+mod opened;
 mod perplexity;
 mod pipeline;
 mod plans;

@@ -7,7 +7,7 @@ use crate::bundle::Bundle;
 use crate::calibrate::{Calibration, CalibrationSource, Kind, Tokenize, seeded};
 use crate::device::{self, on};
 use crate::interrupt;
-use crate::pipeline::Opened;
+use crate::opened::Opened;
 use crate::printer::Printer;
 
 /// Tokens of the text: enough to see a bad quantization, little enough to be cheap.

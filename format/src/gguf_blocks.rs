@@ -6,8 +6,9 @@
 use half::f16;
 
 use crate::error::{FormatError, Result};
+use crate::groups::{GROUP, Q4Group, Q8Group, write_q4, write_q8};
 use crate::piece::{DType, PieceLayout};
-use crate::quant::{GROUP, PackedPiece, Q4Group, Q8Group, rows_of, write_q4, write_q8};
+use crate::quant::{PackedPiece, rows_of};
 
 /// A block type that [`repack`] knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -8,6 +8,7 @@
 
 mod error;
 mod gguf_blocks;
+mod groups;
 mod hash;
 mod import;
 mod json;

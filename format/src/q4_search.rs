@@ -7,7 +7,7 @@
 
 use half::f16;
 
-use crate::quant::{GROUP, Q4Group};
+use crate::groups::{GROUP, Q4Group};
 
 /// Levels above the minimum.
 const LEVELS: f32 = 15.0;

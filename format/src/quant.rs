@@ -5,13 +5,10 @@
 //! before they multiply. Values that a type cannot hold are refused, never clamped silently.
 
 use half::f16;
-use moa_mask::abi::QUANT_GROUP;
 
 use crate::error::{FormatError, Result};
+use crate::groups::{GROUP, Q8Group, write_q4, write_q8};
 use crate::piece::{DType, PieceLayout};
-
-/// Weights of a quantization group.
-pub(crate) const GROUP: usize = QUANT_GROUP as usize;
 
 /// A piece and how far it is from what it was made of.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,33 +17,6 @@ pub struct PackedPiece {
     pub bytes: Vec<u8>,
     /// Largest absolute difference between a source weight and its stored value.
     pub max_error: f32,
-}
-
-/// One group of q4, before it is written.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Q4Group {
-    pub(crate) scale: f16,
-    pub(crate) minimum: f16,
-    pub(crate) nibbles: [u8; GROUP],
-}
-
-/// One group of q8, before it is written.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Q8Group {
-    pub(crate) scale: f16,
-    pub(crate) values: [i8; GROUP],
-}
-
-impl Q4Group {
-    pub(crate) fn value(&self, index: usize) -> f32 {
-        self.scale.to_f32() * f32::from(self.nibbles[index]) + self.minimum.to_f32()
-    }
-}
-
-impl Q8Group {
-    pub(crate) fn value(&self, index: usize) -> f32 {
-        self.scale.to_f32() * f32::from(self.values[index])
-    }
 }
 
 /// Packs whole rows of `cols` weights each.
@@ -210,39 +180,6 @@ fn fit_q8(group: &[f32; GROUP]) -> Option<Q8Group> {
         }
     }
     best.map(|(_, packed)| packed)
-}
-
-/// A q4 piece: nibbles, padding, then scale and minimum of each group.
-pub(crate) fn write_q4(groups: &[Q4Group]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(groups.len() * 20 + 256);
-    for group in groups {
-        let (pairs, _) = group.nibbles.as_chunks::<2>();
-        bytes.extend(pairs.iter().map(|[low, high]| low | high << 4));
-    }
-    pad(&mut bytes);
-    for group in groups {
-        bytes.extend_from_slice(&group.scale.to_le_bytes());
-        bytes.extend_from_slice(&group.minimum.to_le_bytes());
-    }
-    bytes
-}
-
-/// A q8 piece: bytes, padding, then scales, an odd number of them followed by a zero.
-pub(crate) fn write_q8(groups: &[Q8Group]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(groups.len() * 34 + 260);
-    for group in groups {
-        bytes.extend(group.values.iter().map(|value| value.cast_unsigned()));
-    }
-    pad(&mut bytes);
-    for group in groups {
-        bytes.extend_from_slice(&group.scale.to_le_bytes());
-    }
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-fn pad(bytes: &mut Vec<u8>) {
-    bytes.resize(bytes.len().next_multiple_of(crate::piece::ALIGN_USIZE), 0);
 }
 
 /// Whole rows in `weights`.

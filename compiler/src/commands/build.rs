@@ -13,8 +13,9 @@ use crate::device::Place;
 use crate::files::sibling;
 use crate::hint::Told;
 use crate::interrupt;
+use crate::opened::Opened;
 use crate::perplexity;
-use crate::pipeline::{self, Opened};
+use crate::pipeline;
 use crate::plans;
 use crate::printer::{Printer, mib};
 use crate::search::{self, Job, Searched};
@@ -23,7 +24,7 @@ pub(crate) fn run(args: &Build, printer: &Printer) -> anyhow::Result<()> {
     let begun = Instant::now();
     check_target(&args.out)?;
     let work = sibling(&args.out, "moa-work");
-    let opened = pipeline::open(&args.model, &args.profile, printer)?;
+    let opened = Opened::open(&args.model, args.profile.device, printer)?;
     let checkpoint = opened.checkpoint()?;
     let context = pipeline::context(args.solve.context, opened.source.config())?;
     let (plans, found) = match &args.plan {

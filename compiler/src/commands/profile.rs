@@ -4,12 +4,13 @@ use serde_json::json;
 
 use crate::cli::Profile;
 use crate::files::{sibling, write_atomic};
+use crate::opened::Opened;
 use crate::pipeline::{self, Wanted};
 use crate::printer::Printer;
 
 pub(crate) fn run(args: &Profile, printer: &Printer) -> anyhow::Result<()> {
     let work = sibling(&args.out, "moa-work");
-    let opened = pipeline::open(&args.model, &args.profile, printer)?;
+    let opened = Opened::open(&args.model, args.profile.device, printer)?;
     let context = opened.source.config().max_context;
     // A profile is kept for whichever estimator is asked of it later.
     let wanted = Wanted {

@@ -4,13 +4,14 @@ use serde_json::json;
 
 use crate::cli::Search;
 use crate::files::{FileError, sibling, write_atomic};
+use crate::opened::Opened;
 use crate::pipeline;
 use crate::printer::Printer;
 use crate::search::{self, Job, Searched};
 
 pub(crate) fn run(args: &Search, printer: &Printer) -> anyhow::Result<()> {
     let work = sibling(&args.out, "moa-work");
-    let opened = pipeline::open(&args.model, &args.profile, printer)?;
+    let opened = Opened::open(&args.model, args.profile.device, printer)?;
     let context = pipeline::context(args.solve.context, opened.source.config())?;
     let found = search::run(&Job {
         opened: &opened,

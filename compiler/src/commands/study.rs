@@ -8,7 +8,7 @@ use crate::cli::Study;
 use crate::evaluate::scorer_of;
 use crate::hint::Told;
 use crate::interrupt;
-use crate::pipeline;
+use crate::opened::Opened;
 use crate::printer::Printer;
 use crate::profile::Curves;
 use crate::search::{StudySpec, is_group, study};
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Study, printer: &Printer) -> anyhow::Result<()> {
             "pass a file that `moa-compile profile` wrote",
         )
     })?;
-    let opened = pipeline::open_on(&args.model, args.device, printer)?;
+    let opened = Opened::open(&args.model, args.device, printer)?;
     if !curves.fits(opened.source.config()) {
         return Err(Told::new("the profile is another model's", "profile this model").into());
     }

@@ -6,6 +6,14 @@
 //! scorer (a model that answers and reads) -----------------> |
 //! ```
 
+use std::sync::atomic::AtomicBool;
+
+use moa_lm::WeightSource;
+
+use crate::device::Model;
+use batched::BatchScorer;
+use scorer::LmScorer;
+
 mod batched;
 mod duo;
 mod essays;
@@ -30,6 +38,22 @@ pub(crate) use results::{Cell, POOLED, Summary};
 pub(crate) use run::{Plan as EvaluationPlan, Row, RowLog};
 #[cfg(test)]
 pub(crate) use scorer::{Answer, Job};
-pub(crate) use scorer::{Scorer, Under, scorer_of};
+pub(crate) use scorer::{Scorer, Under};
 pub(crate) use trial::Family;
 pub(crate) use windows::Corpus;
+
+/// The scorer of a model wherever it lies; on a CUDA device it takes many prompts at once, with weights from `source`.
+pub(crate) fn scorer_of<'a>(
+    model: &'a Model,
+    source: &'a dyn WeightSource,
+    cancel: &'a AtomicBool,
+) -> Box<dyn Scorer + 'a> {
+    match model {
+        Model::Cpu(lm) => Box::new(LmScorer::new(lm, cancel)),
+        Model::Cuda(lm) => {
+            let alone = Box::new(LmScorer::new(lm, cancel));
+            let gpu = lm.device().gpu().clone();
+            Box::new(BatchScorer::new(alone, gpu, source, cancel))
+        }
+    }
+}

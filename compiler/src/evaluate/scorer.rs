@@ -6,11 +6,8 @@
 use std::sync::atomic::AtomicBool;
 
 use moa_format::ModelConfig;
-use moa_lm::{Device, KvPrecision, Lm, Sample, WeightSource};
+use moa_lm::{Device, KvPrecision, Lm, Sample};
 use moa_mask::{KvFormat, ModelMasks};
-
-use super::batched::BatchScorer;
-use crate::device::Model;
 
 /// Gold tokens that are teacher-forced at most: fewer than a session can take back.
 pub(super) const GOLD_TOKENS: usize = 48;
@@ -82,22 +79,6 @@ pub(crate) trait Scorer {
 
     /// Mean KL divergence in nats from the dense model, at a sample's targets.
     fn divergence(&self, sample: &Sample, under: &Under) -> anyhow::Result<f64>;
-}
-
-/// The scorer of a model wherever it lies; on a CUDA device it takes many prompts at once, with weights from `source`.
-pub(crate) fn scorer_of<'a>(
-    model: &'a Model,
-    source: &'a dyn WeightSource,
-    cancel: &'a AtomicBool,
-) -> Box<dyn Scorer + 'a> {
-    match model {
-        Model::Cpu(lm) => Box::new(LmScorer::new(lm, cancel)),
-        Model::Cuda(lm) => {
-            let alone = Box::new(LmScorer::new(lm, cancel));
-            let gpu = lm.device().gpu().clone();
-            Box::new(BatchScorer::new(alone, gpu, source, cancel))
-        }
-    }
 }
 
 /// A model of `moa_lm`, one prompt at a time.

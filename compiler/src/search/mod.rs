@@ -30,7 +30,8 @@ use crate::evaluate::{Scorer, scorer_of};
 use crate::files::{FileError, parent};
 use crate::hint::Told;
 use crate::interrupt;
-use crate::pipeline::{self, Opened, Wanted};
+use crate::opened::Opened;
+use crate::pipeline::{self, Wanted};
 use crate::printer::Printer;
 use crate::profile::{
     Chosen, Curves, Programme, SolveReport, SolveSpec, plan_name, provenance, report,

@@ -21,7 +21,7 @@ use crate::evaluate::Scorer;
 use crate::evaluate::statistics::{Interval, bootstrap, kendall, spearman};
 use crate::files::{sibling, write_atomic};
 use crate::interrupt;
-use crate::pipeline::Opened;
+use crate::opened::Opened;
 use crate::plans::masks_of;
 use crate::printer::Printer;
 use crate::profile::{CostSpec, Curves, costs, is_text};
