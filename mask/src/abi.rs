@@ -43,6 +43,8 @@ pub struct StructLayout {
 abi_consts! {
     /// Weights that share one scale, along the input dimension.
     QUANT_GROUP = 32;
+    /// Inputs of a product that share one scale where they come as codes.
+    CODE_GROUP = 16;
     /// Tokens that may be taken back exactly.
     KV_SLACK = crate::SLACK;
     /// Keys that one workgroup of decode attention serves at most.

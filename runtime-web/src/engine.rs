@@ -377,6 +377,13 @@ impl Engine {
         self.program.decode_dispatches()
     }
 
+    /// The kernels of one decoded token, stems and variants in their order, its choice left out: for tests and benches.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn decode_labels(&self) -> Vec<&str> {
+        let steps = self.program.token();
+        steps.map(|step| step.label.as_str()).collect()
+    }
+
     /// A layer's K and V rings: rows as [`Setup::kv_format`] says, laid out by `moa_mask::memory::slot_offsets` and
     /// `moa_mask::RingLayout`. For snapshots, and for tests that poison what no head may see.
     pub fn kv_buffers(&self, layer: usize) -> Option<(&wgpu::Buffer, &wgpu::Buffer)> {

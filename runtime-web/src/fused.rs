@@ -8,7 +8,7 @@
 use bytemuck::bytes_of;
 use moa_format::{FINAL_NORM, TensorEntry, layer_tensor};
 use moa_mask::KvFormat;
-use moa_mask::abi::{GateUpParams, QUANT_GROUP, QkvParams};
+use moa_mask::abi::{CODE_GROUP, GateUpParams, QUANT_GROUP, QkvParams};
 use moa_shaders::{Kernel, Lanes, VectorType, WeightType};
 
 use crate::buffers::LayerCache;
@@ -21,8 +21,6 @@ use crate::weights::{Places, Window};
 const MANY_ROWS: u32 = 8192;
 /// Columns up to which 32 threads have a group of them each.
 const SHORT_ROW: u32 = 32 * QUANT_GROUP;
-/// Columns that share a scale in codes: what a workgroup leaves of them must be whole.
-const CODE_GROUP: u32 = 16;
 
 /// A product with the token in flight, perhaps normalized, perhaps added to what is there.
 pub(crate) struct Projection<'a> {
@@ -113,11 +111,17 @@ impl<'a> Builder<'a, '_> {
         let mut steps = Vec::new();
         for run in weights.runs(tensor)? {
             let params = self.run_params(&run);
-            let lanes = match lanes(run.rows, run.cols) {
-                _ if projection.codes && run.cols <= SHORT_ROW => Lanes::L32One,
-                _ if projection.codes => Lanes::L64One,
-                Lanes::L64 if norm.is_none() => Lanes::L64Two,
-                lanes => lanes,
+            let lanes = if projection.codes {
+                if run.cols <= SHORT_ROW {
+                    Lanes::L32One
+                } else {
+                    Lanes::L64One
+                }
+            } else {
+                match lanes(run.rows, run.cols) {
+                    Lanes::L64 if norm.is_none() => Lanes::L64Two,
+                    lanes => lanes,
+                }
             };
             let kernel = Kernel::Project {
                 weight: run.weight,
@@ -135,7 +139,7 @@ impl<'a> Builder<'a, '_> {
             ];
             bindings.extend(norm.clone().map(|(_, vector)| ("vector", vector)));
             let grid = Grid::Once(run.rows.div_ceil(lanes.rows()));
-            steps.push(self.layer_step(kernel, bytes_of(&params), grid, bindings));
+            steps.push(self.step_of_constants(kernel, bytes_of(&params), grid, &bindings));
         }
         Ok(steps)
     }
@@ -143,12 +147,8 @@ impl<'a> Builder<'a, '_> {
     /// The type of the weights for which attention leaves its results as codes, if it does.
     fn attended_codes(&self, o_proj: &str) -> Result<Option<WeightType>> {
         let weight = weight_type(self.tensor(o_proj)?.dtype);
-        let whole = self
-            .setup
-            .heads()
-            .merge_channels()
-            .is_multiple_of(CODE_GROUP);
-        Ok((self.packed() && weight.has_scales() && whole).then_some(weight))
+        let leaves = self.packed() && weight.has_scales() && self.setup.heads().leaves_codes();
+        Ok(leaves.then_some(weight))
     }
 
     /// The one piece of a tensor in a window.
@@ -236,7 +236,7 @@ impl<'a> Builder<'a, '_> {
                 KvFormat::Sixteen => (&cache.k, &cache.v, &cache.spans),
                 KvFormat::Int8 => (&buffers.k_chunk, &buffers.v_chunk, &buffers.chunk_spans),
             };
-            let bindings = vec![
+            let bindings = [
                 ("state", buffers.state.as_entire_buffer_binding()),
                 ("x", buffers.hidden.as_entire_buffer_binding()),
                 ("values", window.binding.clone()),
@@ -248,7 +248,7 @@ impl<'a> Builder<'a, '_> {
                 ("spans", spans.as_entire_buffer_binding()),
             ];
             let grid = Grid::Once((4 * count).div_ceil(lanes.rows()));
-            steps.push(self.layer_step(kernel, bytes_of(&params), grid, bindings));
+            steps.push(self.step_of_constants(kernel, bytes_of(&params), grid, &bindings));
         }
         if self.setup.kv_format() == KvFormat::Int8 {
             steps.push(self.commit(cache));
@@ -314,7 +314,7 @@ impl<'a> Builder<'a, '_> {
                 lanes,
             };
             let buffers = self.buffers;
-            let bindings = vec![
+            let bindings = [
                 ("state", buffers.state.as_entire_buffer_binding()),
                 ("x", buffers.hidden.as_entire_buffer_binding()),
                 ("values", window.binding.clone()),
@@ -322,7 +322,7 @@ impl<'a> Builder<'a, '_> {
                 ("words", window.binding.clone()),
             ];
             let grid = Grid::Once((2 * count).div_ceil(lanes.rows()));
-            steps.push(self.layer_step(kernel, bytes_of(&params), grid, bindings));
+            steps.push(self.step_of_constants(kernel, bytes_of(&params), grid, &bindings));
         }
         Ok(Some((steps, codes)))
     }

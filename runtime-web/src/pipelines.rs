@@ -7,6 +7,9 @@ use moa_shaders::{Access, Dialect, ENTRY_POINT, HeadShape, Kernel};
 
 use crate::gpu::Gpu;
 
+/// The binding that may be a constant instead.
+const PARAMS: &str = "params";
+
 /// What was made so far, for every variant that an engine has tried.
 #[derive(Debug, Default)]
 pub(crate) struct Made {
@@ -58,14 +61,16 @@ impl<'a> Pipelines<'a> {
         self.get(kernel, Some(params))
     }
 
-    /// A bind group with the named buffers. A name that `kernel` does not bind is passed over; one that is missing
-    /// is a defect, which the validation scope around the program's creation reports.
+    /// A bind group with the named buffers, without `params` for a pipeline that has them in its source. A name that `kernel`
+    /// does not bind is passed over; one that is missing is a defect, which the validation scope around the program's
+    /// creation reports.
     pub(crate) fn bind(
         &mut self,
         kernel: Kernel,
         buffers: &[(&str, wgpu::BufferBinding<'_>)],
     ) -> wgpu::BindGroup {
-        let layout = self.layout(kernel);
+        let has_params = buffers.iter().any(|(name, _)| *name == PARAMS);
+        let layout = self.layout(kernel, has_params);
         let entries: Vec<wgpu::BindGroupEntry<'_>> = kernel
             .bindings()
             .iter()
@@ -91,7 +96,7 @@ impl<'a> Pipelines<'a> {
         if let Some(made) = self.made.pipelines.get(&source) {
             return made.clone();
         }
-        let layout = self.layout(kernel);
+        let layout = self.layout(kernel, params.is_none());
         let label = self.label(kernel);
         let device = &self.gpu.device;
         let module = trusted_module(device, &label, source.clone());
@@ -116,10 +121,11 @@ impl<'a> Pipelines<'a> {
         pipeline
     }
 
-    fn layout(&mut self, kernel: Kernel) -> wgpu::BindGroupLayout {
+    fn layout(&mut self, kernel: Kernel, has_params: bool) -> wgpu::BindGroupLayout {
         let wanted: Vec<(u32, Access)> = kernel
             .bindings()
             .iter()
+            .filter(|binding| has_params || binding.name != PARAMS)
             .map(|binding| (binding.index, binding.access))
             .collect();
         if let Some((_, layout)) = self.made.layouts.iter().find(|(known, _)| *known == wanted) {

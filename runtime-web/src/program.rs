@@ -289,20 +289,17 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
-    /// A step of every layer: its constants are part of its source, for layers that are alike share a pipeline all the
-    /// same, and weights need not wait until it is known where they lie.
-    pub(crate) fn layer_step(
+    /// A step whose constants are part of its source, so that weights need not wait until it is known where they lie.
+    /// Layers that are alike share a pipeline all the same; `lm_head` has one for each run of its pieces.
+    pub(crate) fn step_of_constants(
         &mut self,
         kernel: Kernel,
         params: &[u8],
         grid: Grid,
-        bindings: Vec<(&str, wgpu::BufferBinding<'_>)>,
+        bindings: &[(&str, wgpu::BufferBinding<'_>)],
     ) -> Step {
-        let buffer = self.params(params);
-        let mut all = vec![("params", buffer.as_entire_buffer_binding())];
-        all.extend(bindings);
         let pipeline = self.pipelines.pipeline_with(kernel, params);
-        self.step_with(pipeline, kernel, grid, &all)
+        self.step_with(pipeline, kernel, grid, bindings)
     }
 
     pub(crate) fn tensor(&self, name: &str) -> Result<&'a TensorEntry> {

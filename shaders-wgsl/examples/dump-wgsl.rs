@@ -3,7 +3,9 @@
 
 use std::{env, fs, io, path::PathBuf, process::ExitCode};
 
-use moa_shaders::{CHECKED_SHAPES, Compiler, dialects, head_permutations, permutations};
+use moa_shaders::{
+    CHECKED_SHAPES, Compiler, Dialect, dialects, head_permutations, permutations, plausible_params,
+};
 
 fn dump(out: &PathBuf) -> io::Result<usize> {
     fs::create_dir_all(out)?;
@@ -15,10 +17,19 @@ fn dump(out: &PathBuf) -> io::Result<usize> {
             head_permutations()
         };
         for kernel in kernels {
+            if !kernel.serves(shape) {
+                continue;
+            }
             let model = format!("h{}_kv{}_d{}", shape.heads, shape.kv_heads, shape.head_dim);
             let name = format!("{model}.{}.wgsl", kernel.label());
             fs::write(out.join(name), kernel.source(shape))?;
             files += 1;
+            if let Some(params) = plausible_params(kernel) {
+                let name = format!("{model}.{}.constants.wgsl", kernel.label());
+                let source = kernel.source_with(shape, Dialect::BASE, Some(&params));
+                fs::write(out.join(name), source)?;
+                files += 1;
+            }
             for dialect in dialects(kernel, shape, Compiler::Browser) {
                 let label = kernel.label_in(shape, dialect);
                 let name = format!("{model}.{label}.{}.wgsl", dialect.subgroup);

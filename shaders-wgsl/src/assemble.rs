@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use moa_mask::KvFormat;
 use moa_mask::abi::{self, GateUpParams, ProjectParams, QkvParams};
 
-use crate::variant::{Compiler, Dialect, Products, Variant};
+use crate::variant::{Dialect, Products, Variant};
 use crate::{HeadShape, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
 
 /// A source as the build script has left it.
@@ -105,39 +105,33 @@ const fn heads(served: u32) -> &'static str {
     }
 }
 
-/// Sums of sets of lanes, of whole workgroups, the largest of all, scores of decode attention: by exchange within
-/// subgroups, or through workgroup memory alone.
-const fn set_sums(variant: Variant) -> &'static str {
-    if variant.subgroups {
-        wgsl!("shared/set_sums_in_subgroups.wgsl")
-    } else {
-        wgsl!("shared/set_sums_in_workgroup.wgsl")
-    }
+/// What threads find out together: by exchange within subgroups, or through workgroup memory alone.
+macro_rules! together {
+    ($name:ident, $stem:literal) => {
+        const fn $name(variant: Variant) -> &'static str {
+            if variant.subgroups {
+                include_str!(concat!(
+                    env!("OUT_DIR"),
+                    "/wgsl/shared/",
+                    $stem,
+                    "_in_subgroups.wgsl"
+                ))
+            } else {
+                include_str!(concat!(
+                    env!("OUT_DIR"),
+                    "/wgsl/shared/",
+                    $stem,
+                    "_in_workgroup.wgsl"
+                ))
+            }
+        }
+    };
 }
 
-const fn total(variant: Variant) -> &'static str {
-    if variant.subgroups {
-        wgsl!("shared/total_in_subgroups.wgsl")
-    } else {
-        wgsl!("shared/total_in_workgroup.wgsl")
-    }
-}
-
-const fn largest(variant: Variant) -> &'static str {
-    if variant.subgroups {
-        wgsl!("shared/largest_in_subgroups.wgsl")
-    } else {
-        wgsl!("shared/largest_in_workgroup.wgsl")
-    }
-}
-
-const fn scores(variant: Variant) -> &'static str {
-    if variant.subgroups {
-        wgsl!("shared/scores_in_subgroups.wgsl")
-    } else {
-        wgsl!("shared/scores_in_workgroup.wgsl")
-    }
-}
+together!(set_sums, "set_sums");
+together!(total, "total");
+together!(largest, "largest");
+together!(scores, "scores");
 
 const ORDER_Q4: &str = wgsl!("shared/order_q4.wgsl");
 const ORDER_Q8: &str = wgsl!("shared/order_q8.wgsl");
@@ -169,7 +163,7 @@ const fn packed(weight: WeightType) -> &'static [&'static str] {
     }
 }
 
-/// What `four_rows` multiplies blocks with.
+/// What the rows of `four_rows` are multiplied with.
 fn inputs(variant: Variant, weight: WeightType) -> Vec<&'static str> {
     if variant.packed {
         [packed(weight), &[wgsl!("shared/inputs_packed.wgsl")]].concat()
@@ -322,6 +316,16 @@ impl Kernel {
         self.source_with(shape, dialect, None)
     }
 
+    /// The struct of `params`, where they may be constants.
+    pub(crate) fn params(self) -> Option<abi::StructLayout> {
+        match self {
+            Self::Embedding(_) | Self::Project { .. } => Some(ProjectParams::LAYOUT),
+            Self::Qkv { .. } => Some(QkvParams::LAYOUT),
+            Self::GateUp { .. } => Some(GateUpParams::LAYOUT),
+            _ => None,
+        }
+    }
+
     /// The same with the kernel's `params` as constants, from the bytes of their struct, so that nothing waits for them:
     /// for [`Kernel::Project`], [`Kernel::Qkv`] and [`Kernel::GateUp`].
     pub fn source_with(self, shape: HeadShape, dialect: Dialect, params: Option<&[u8]>) -> String {
@@ -329,13 +333,7 @@ impl Kernel {
         let mut text = dialect.header(self, variant);
         text.push_str(&abi::wgsl_prelude());
         text.push_str(&constants(self, shape));
-        let layout = match self {
-            Self::Embedding(_) | Self::Project { .. } => Some(ProjectParams::LAYOUT),
-            Self::Qkv { .. } => Some(QkvParams::LAYOUT),
-            Self::GateUp { .. } => Some(GateUpParams::LAYOUT),
-            _ => None,
-        };
-        if let Some(layout) = layout {
+        if let Some(layout) = self.params() {
             declare(&mut text, layout, params);
         }
         for part in self.shared(shape, variant) {
@@ -368,6 +366,11 @@ fn declare(text: &mut String, layout: abi::StructLayout, params: Option<&[u8]>) 
         return;
     };
     let _ = write!(text, "const params = {}(", layout.name);
+    debug_assert_eq!(
+        bytes.len(),
+        layout.bytes,
+        "fields lie word by word: a test of abi"
+    );
     for ((_, kind, _), word) in layout.fields.iter().zip(bytes.chunks_exact(4)) {
         let word = word
             .iter()
@@ -455,144 +458,4 @@ fn all_rows(own: vec4<f32>) -> vec4<f32> { return own; }
 "
         }
     }
-}
-
-/// Every kernel in every variant.
-pub fn permutations() -> Vec<Kernel> {
-    let mut list = Vec::new();
-    for weight in WeightType::ALL {
-        list.push(Kernel::Embedding(weight));
-        for bias in [None, Some(VectorType::F16), Some(VectorType::F32)] {
-            for add in [false, true] {
-                list.extend(MatmulThreads::ALL.map(|threads| Kernel::Matmul {
-                    weight,
-                    bias,
-                    add,
-                    threads,
-                }));
-                list.push(Kernel::Matvec { weight, bias, add });
-            }
-        }
-    }
-    list.extend(WeightType::ALL.into_iter().flat_map(fused));
-    list.extend(VectorType::ALL.map(Kernel::RmsNorm));
-    for format in [KvFormat::Sixteen, KvFormat::Int8] {
-        list.extend([
-            Kernel::KvCommit(format),
-            Kernel::AttentionPrefill(format),
-            Kernel::AttentionDecode(format),
-        ]);
-    }
-    list.extend([
-        Kernel::Rope(KvTarget::Chunk),
-        Kernel::Rope(KvTarget::Ring),
-        Kernel::MergeLse { codes: None },
-        Kernel::MergeLse {
-            codes: Some(WeightType::Q4),
-        },
-        Kernel::MergeLse {
-            codes: Some(WeightType::Q8),
-        },
-        Kernel::Swiglu,
-        Kernel::ArgmaxParts,
-        Kernel::Argmax,
-        Kernel::Sample,
-    ]);
-    list
-}
-
-/// The dialects beyond the base in which a kernel is checked: each that changes its source, with subgroups of 4 and of 32
-/// threads at least.
-pub fn dialects(kernel: Kernel, shape: HeadShape, compiler: Compiler) -> Vec<Dialect> {
-    let mut list: Vec<Dialect> = Vec::new();
-    for subgroup in [4, 32] {
-        for variant in Variant::all() {
-            let dialect = Dialect {
-                variant,
-                subgroup,
-                compiler,
-            };
-            // Each choice by itself, and what its source is for once.
-            let used = dialect.of(kernel, shape);
-            let known = |other: &Dialect| other.of(kernel, shape) == used && !used.subgroups;
-            if used != Variant::BASE && used == variant && !list.iter().any(known) {
-                list.push(dialect);
-            }
-        }
-    }
-    list
-}
-
-/// The kernels whose sources differ between models: what other shapes than the first are checked with. Of the many
-/// variants of `qkv` one a weight type, for the rest of it is the same for every shape.
-pub fn head_permutations() -> Vec<Kernel> {
-    let of_every_shape = |kernel: &Kernel| match kernel {
-        Kernel::Qkv {
-            norm, bias, lanes, ..
-        } => (*norm, *bias, *lanes) == (VectorType::F16, Some(VectorType::F16), Lanes::L32),
-        _ => kernel.depends_on_heads(),
-    };
-    permutations().into_iter().filter(of_every_shape).collect()
-}
-
-/// The fused kernels of a weight type. The variants that a model mixes freely (how work is shared, how norms and
-/// biases are stored) are all there; those that differ in one word of the source only are not multiplied further.
-fn fused(weight: WeightType) -> Vec<Kernel> {
-    let mut list: Vec<Kernel> = [true, false]
-        .map(|add| Kernel::Project {
-            weight,
-            norm: None,
-            add,
-            codes: false,
-            lanes: Lanes::L64Two,
-        })
-        .into();
-    if weight.has_scales() {
-        list.extend([Lanes::L32One, Lanes::L64One].map(|lanes| Kernel::Project {
-            weight,
-            norm: None,
-            add: true,
-            codes: true,
-            lanes,
-        }));
-        list.extend([Lanes::L16, Lanes::L32].map(|lanes| Kernel::GateUp {
-            weight,
-            norm: VectorType::F32,
-            codes: true,
-            lanes,
-        }));
-    }
-    for lanes in Lanes::ALL {
-        for (norm, add) in [
-            (None, true),
-            (None, false),
-            (Some(VectorType::F16), false),
-            (Some(VectorType::F32), false),
-        ] {
-            list.push(Kernel::Project {
-                weight,
-                norm,
-                add,
-                codes: false,
-                lanes,
-            });
-        }
-        for norm in VectorType::ALL {
-            list.push(Kernel::GateUp {
-                weight,
-                norm,
-                codes: false,
-                lanes,
-            });
-            for bias in [None, Some(norm)] {
-                list.push(Kernel::Qkv {
-                    weight,
-                    norm,
-                    bias,
-                    lanes,
-                });
-            }
-        }
-    }
-    list
 }

@@ -2,6 +2,7 @@
 
 use moa_mask::KvFormat;
 
+use crate::HeadShape;
 use crate::shape::DECODE_THREADS;
 
 /// How a weight matrix is stored; the layouts are those of `moa-format`.
@@ -301,6 +302,11 @@ impl Kernel {
                 | Self::AttentionDecode(_)
                 | Self::MergeLse { .. }
         )
+    }
+
+    /// Whether there is a source for a model's heads.
+    pub fn serves(self, shape: HeadShape) -> bool {
+        !matches!(self, Self::MergeLse { codes: Some(_) }) || shape.leaves_codes()
     }
 
     /// Stem and variant, for labels and file names; the stem alone in a browser, where every byte is downloaded.

@@ -7,11 +7,12 @@
 
 mod assemble;
 mod kernel;
+mod permutations;
 mod shape;
 mod variant;
 
-pub use assemble::{dialects, head_permutations, permutations};
 pub use kernel::{Access, Binding, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
+pub use permutations::{dialects, head_permutations, permutations, plausible_params};
 pub use shape::{CHECKED_SHAPES, HeadShape, ShapeError};
 pub use variant::{Compiler, Dialect, Products, Variant, VariantError};
 

@@ -11,8 +11,8 @@ use moa_mask::abi;
 mod build;
 
 use moa_shaders::{
-    Access, CHECKED_SHAPES, Compiler, ENTRY_POINT, HeadShape, Kernel, Products, dialects,
-    permutations,
+    Access, CHECKED_SHAPES, Compiler, Dialect, ENTRY_POINT, HeadShape, Kernel, Products, dialects,
+    permutations, plausible_params,
 };
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
@@ -45,6 +45,7 @@ fn everything() -> impl Iterator<Item = (Kernel, HeadShape)> {
             permutations()
                 .into_iter()
                 .filter(move |kernel| index == 0 || kernel.depends_on_heads())
+                .filter(move |kernel| kernel.serves(shape))
                 .map(move |kernel| (kernel, shape))
         })
 }
@@ -58,6 +59,23 @@ fn every_variant_is_valid_with_default_capabilities() {
             panic!("{} for {shape:?}:\n{error}", kernel.label());
         }
     }
+}
+
+#[test]
+fn kernels_are_valid_with_their_constants_in_the_source() {
+    let mut seen = 0;
+    for (kernel, shape) in everything() {
+        let Some(params) = plausible_params(kernel) else {
+            continue;
+        };
+        let source = kernel.source_with(shape, Dialect::BASE, Some(&params));
+        assert!(!source.contains("var<uniform> params") && source.contains("const params = "));
+        if let Err(error) = validate(&source) {
+            panic!("{} for {shape:?}:\n{error}", kernel.label());
+        }
+        seen += 1;
+    }
+    assert!(seen > 100, "only {seen} sources");
 }
 
 #[test]

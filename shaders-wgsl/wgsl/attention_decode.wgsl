@@ -10,7 +10,8 @@
 // in registers; a round takes four keys of each lane. A lane has its own online softmax; lanes are joined at
 // the end. K and V of a round are on their way together. Only visible keys are touched: past the end of a part its last
 // key comes again, without weight.
-// Numerics: f32, the lane's maximum subtracted. Twin: reference/src/attention_decode.rs.
+// Numerics: f32; what is subtracted, and given on as row_max, is the largest score, or up to 8 less with subgroups.
+// Twin: reference/src/attention_decode.rs.
 
 @group(0) @binding(1) var<storage, read> state: StepState;
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
@@ -178,7 +179,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         sums_low = weighted(weighted(sums_low, w[2], low_channels(v_2)), w[3], low_channels(v_3));
         sums_high = weighted(weighted(sums_high, w[2], high_channels(v_2)), w[3], high_channels(v_3));
     }
-    row_sum = lane_sum(row_sum, channel8);
+    row_sum = lane_sum(row_sum);
 
     // The lanes' maxima take the place of scores, which the last round has read.
     workgroupBarrier();

@@ -5,7 +5,6 @@
 // Grid: (ceil(rows / (2 * THREADS / LANES))); LANES threads give two rows of either matrix.
 // Numerics: f32; exp is held below overflow, where silu is 0 to f32 anyway. Twin: reference/src/gate_up.rs.
 
-
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let first_row = 2u * (group.x * (THREADS / LANES) + thread / LANES);
@@ -18,7 +17,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         params.up_scales_at,
         params.up_scales_at,
     );
-    let sums = four_rows(
+    let sums = rows_product(
         thread,
         row_values(at, row, params.cols),
         row_scales(scales_at, row, params.cols),

@@ -33,7 +33,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             before.w = y[last.w];
         }
     }
-    let sums = before + four_rows(
+    let sums = before + rows_product(
         thread,
         places.values_at,
         places.scales_at,

@@ -53,7 +53,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         bias_of(bias_at, row.z),
         bias_of(bias_at, row.w),
     );
-    var sums = biases + four_rows(
+    var sums = biases + rows_product(
         thread,
         row_values(vec4<u32>(at), row, params.cols),
         row_scales(vec4<u32>(scales_at), row, params.cols),

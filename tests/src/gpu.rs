@@ -190,7 +190,32 @@ impl TestGpu {
         grid: (u32, u32),
         data: &[(&str, Data<'_>)],
     ) -> BTreeMap<&'static str, Vec<u32>> {
-        let pipeline = self.pipeline(kernel, shape);
+        let source = kernel.source_in(shape, self.dialect);
+        self.run_source(kernel, source, grid, data)
+    }
+
+    /// The same with the kernel's `params` as constants in its source.
+    pub fn run_with_constants(
+        &mut self,
+        kernel: Kernel,
+        shape: HeadShape,
+        grid: (u32, u32),
+        data: &[(&str, Data<'_>)],
+    ) -> BTreeMap<&'static str, Vec<u32>> {
+        let params = data.iter().find(|(name, _)| *name == "params");
+        let params: Vec<u32> = params.map_or(Vec::new(), |(_, params)| params.words());
+        let source = kernel.source_with(shape, self.dialect, Some(bytemuck::cast_slice(&params)));
+        self.run_source(kernel, source, grid, data)
+    }
+
+    fn run_source(
+        &mut self,
+        kernel: Kernel,
+        source: String,
+        grid: (u32, u32),
+        data: &[(&str, Data<'_>)],
+    ) -> BTreeMap<&'static str, Vec<u32>> {
+        let pipeline = self.pipeline(kernel, source);
         let mut outputs = Vec::new();
         let mut buffers = Vec::new();
         for binding in kernel.bindings() {
@@ -264,8 +289,7 @@ impl TestGpu {
         results
     }
 
-    fn pipeline(&mut self, kernel: Kernel, shape: HeadShape) -> wgpu::ComputePipeline {
-        let source = kernel.source_in(shape, self.dialect);
+    fn pipeline(&mut self, kernel: Kernel, source: String) -> wgpu::ComputePipeline {
         if let Some(pipeline) = self.pipelines.get(&source) {
             return pipeline.clone();
         }

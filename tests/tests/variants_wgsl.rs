@@ -7,7 +7,7 @@
     reason = "functions that tests share may unwrap as tests do"
 )]
 
-use moa_format::DType;
+use moa_format::{DType, TensorRole};
 use moa_mask::KvFormat;
 use moa_reference::compare::{Tolerance, compare};
 use moa_runtime_web::{
@@ -272,6 +272,69 @@ fn a_variant_is_chosen_and_changed_under_a_text() {
         let name = format!("changed to {variant}");
         check(&name, &actual, &expected, tolerance(decode));
     }
+}
+
+/// Kernels of a decoded token whose labels hold all of these.
+fn count(engine: &Engine, parts: &[&str]) -> usize {
+    let labels = engine.decode_labels();
+    labels
+        .iter()
+        .filter(|label| parts.iter().all(|part| label.contains(part)))
+        .count()
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn kernels_leave_codes_where_the_next_one_takes_them() {
+    let packed: Variant = "packed".parse().unwrap();
+    let everything = GpuOptions {
+        extras: Extras::ALL,
+        ..GpuOptions::default()
+    };
+    let engine = |model: &TinyModel, variant| {
+        let options = options(variant);
+        model.bundle.engine_on(everything, setup(model), options)
+    };
+    let plain = model(DType::Q4);
+    assert_eq!(count(&engine(&plain, Variant::BASE), &["codes"]), 0);
+    let with_codes = engine(&plain, packed);
+    let counts =
+        ["merge_lse", "gate_up", "project"].map(|stem| count(&with_codes, &[stem, "codes"]));
+    assert_eq!(counts, [3, 3, 6], "all of three layers");
+
+    // Heads whose joined parts are no whole groups, and a matrix of another type behind the gates.
+    let config = moa_format::ModelConfig {
+        head_dim: 24,
+        ..tiny::config(2, 2)
+    };
+    let plan = tiny::plan(&config, 8, &[24, 1024, 150, 60, 9]);
+    let mut random = Random::new(3);
+    let mixed = TinyModel::of(config, plan, |spec| {
+        let count = usize::try_from(spec.len()).unwrap();
+        let dtype = match spec.role {
+            TensorRole::Norm | TensorRole::Bias => DType::F32,
+            _ if spec.name.ends_with("down_proj.weight") => DType::Q8,
+            _ => DType::Q4,
+        };
+        let values = match spec.role {
+            TensorRole::Norm => vec![1.0; count],
+            _ => random.spiked(count, 0.2),
+        };
+        (values, dtype)
+    });
+    let mut without = engine(&mixed, packed);
+    assert_eq!(count(&without, &["codes"]), 0, "nobody takes them");
+    let (prompt, after) = (ids(1, 40), ids(2, 4));
+    let expected = run(&mut engine(&mixed, Variant::BASE), &prompt, &after);
+    check(
+        "mixed types, packed",
+        &run(&mut without, &prompt, &after),
+        &expected,
+        None,
+    );
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn load_input(col4: u32, cols4: u32, first_input: u32, norm_at: u32) -> Input {
 
 // The products of the rows that begin at these indices of `values` and of the scales with the token whose inputs
 // begin at first_input, divided by the root of the mean square where there is a norm. Only lane 0 of a set gets them.
-fn four_rows(
+fn rows_product(
     thread: u32,
     values_at: vec4<u32>,
     scales_at: vec4<u32>,

@@ -1,11 +1,11 @@
 // Rows of quantized weights against one token whose inputs are codes: bytes and their scales, as outputs_codes leaves
-// them. What four_rows is to inputs in f32, without a norm and for one row a set: nothing goes through workgroup memory
-// but sums, and no thread waits for another before the end.
+// them. What rows_product of four_rows is to inputs in f32, without a norm and for one row a set: nothing goes through
+// workgroup memory but sums, and no thread waits for another before the end.
 //
 // LANES threads share a row and take neighboring groups of 32. Up to four of a thread's blocks are on their way at once.
 
 @group(0) @binding(1) var<storage, read> state: StepState;
-// Of 32 columns three vectors: bytes of the first 16 and of the others, and of either half a step and a sum.
+// Of 32 columns three vectors: bytes of the first CODE_GROUP and of the others, and of either half a step and a sum.
 @group(0) @binding(2) var<storage, read> x: array<vec4<u32>>;
 
 const NORM: bool = false;
@@ -23,7 +23,7 @@ fn dot_codes(block: Block, group: u32) -> f32 {
 }
 
 // The sum of the row that begins at these indices is .x of the result. Only lane 0 of a set gets it.
-fn four_rows(
+fn rows_product(
     thread: u32,
     values_at: vec4<u32>,
     scales_at: vec4<u32>,

@@ -57,7 +57,7 @@ fn weights_of(
 }
 
 // The sum of weights of all keys of the lane.
-fn lane_sum(row_sum: Heads, channel8: u32) -> Heads {
+fn lane_sum(row_sum: Heads) -> Heads {
     var sum = row_sum + subgroupShuffleXor(row_sum, QUARTER);
     sum += subgroupShuffleXor(sum, HALF_LANE);
     return sum;

@@ -48,6 +48,6 @@ fn weights_of(
 }
 
 // Every thread of the lane has its sum of weights.
-fn lane_sum(row_sum: Heads, channel8: u32) -> Heads {
+fn lane_sum(row_sum: Heads) -> Heads {
     return row_sum;
 }

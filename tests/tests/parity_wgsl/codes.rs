@@ -7,7 +7,7 @@ use moa_reference::gate_up::gate_up;
 use moa_reference::merge_lse::{Part, merge_lse};
 use moa_reference::project::{Norm, project};
 use moa_shaders::{Dialect, HeadShape, Kernel, Lanes, VectorType, WeightType};
-use moa_tests::gpu::{Data, POISON, floats, packed, reductions, test_gpu_in};
+use moa_tests::gpu::{Data, POISON, TestGpu, floats, packed, reductions, test_gpu_in};
 use moa_tests::random::Random;
 
 use crate::fused::{EPS, File, GATE_UP, PROJECT, PROJECT_CASES, SHAPE};
@@ -50,7 +50,23 @@ fn encoded(weight: WeightType, values: &[f32]) -> Vec<u32> {
     words
 }
 
-/// Whether codes say what the twin says: every value within half a step, and the sums.
+/// Inputs of which nothing is left to round: every half of a group in steps of its own.
+fn exact_inputs(random: &mut Random, cols: u32) -> Vec<f32> {
+    let mut step = 1.0;
+    (0..cols)
+        .map(|column| {
+            if column % 16 == 0 {
+                step = [1.0 / 128.0, 1.0 / 32.0, 1.0 / 8.0][random.below(3) as usize];
+                return 127.0 * step;
+            }
+            #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+            let code = random.below(255) as f32 - 127.0;
+            code * step
+        })
+        .collect()
+}
+
+/// Whether codes say what the twin says: steps of a 127th of each largest, every value within half of one, and the sums.
 fn check_codes(
     label: &str,
     weight: WeightType,
@@ -73,6 +89,13 @@ fn check_codes(
         wrong.count() > expected.len() / 2,
         "{label}: the other sign passed"
     );
+    for (half, group) in expected.chunks(16).enumerate() {
+        let largest = group.iter().fold(0.0f64, |top, value| top.max(value.abs()));
+        let step = f32::from_bits(words[place(weight, 16 * half).2]);
+        let error = (127.0 * f64::from(step) - largest).abs();
+        let most = tolerance.abs + (tolerance.rel + 1e-6) * largest;
+        assert!(error <= most, "{label}: half {half} has steps of {step}");
+    }
     let halves = expected.len() / 16;
     let sums: Vec<f32> = (0..halves)
         .map(|half| f32::from_bits(words[place(weight, 16 * half).2 + 1]))
@@ -129,13 +152,7 @@ fn check_project(
         weights.extend(own);
         places.push((at, scales_at - at));
     }
-    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-    let x: Vec<f32> = (0..cols)
-        .map(|column| match column % 16 {
-            0 => 127.0 / 32.0,
-            _ => (random.below(255) as f32 - 127.0) / 32.0,
-        })
-        .collect();
+    let x = exact_inputs(&mut random, cols);
     let rows: u32 = pieces.iter().sum();
     let params = ProjectParams {
         rows,
@@ -158,8 +175,15 @@ fn check_project(
         lanes,
     };
     let label = format!("{} {pieces:?} x {cols}", kernel.label_in(SHAPE, dialect));
-    let run = |tokens: u32, codes: &[u32]| {
-        let outputs = test_gpu_in(dialect).run(
+    let run_as = |constants: bool, tokens: u32, codes: &[u32]| {
+        let mut gpu = test_gpu_in(dialect);
+        let run = if constants {
+            TestGpu::run_with_constants
+        } else {
+            TestGpu::run
+        };
+        let outputs = run(
+            &mut gpu,
             kernel,
             SHAPE,
             (rows.div_ceil(lanes.rows()), 1),
@@ -174,7 +198,13 @@ fn check_project(
         );
         floats(&outputs["y"])
     };
+    let run = |tokens, codes: &[u32]| run_as(false, tokens, codes);
     let y = run(1, &encoded(weight, &x));
+    assert_eq!(
+        run_as(true, 1, &encoded(weight, &x)),
+        y,
+        "{label}: constants in the source change nothing"
+    );
     let error = compare(&y[own.clone()], &expected, PROJECT).assert(&label);
     assert!(
         y[..3] == before[..3] && y[own.end..] == before[own.end..],
@@ -206,12 +236,16 @@ fn gates_leave_codes() {
         .into_iter()
         .flat_map(|dialect| TYPES.map(|weight| (dialect, weight)))
     {
-        for (rows, lanes) in [(16, Lanes::L16), (80, Lanes::L16), (48, Lanes::L32)] {
+        for (rows, lanes, kind) in [
+            (16, Lanes::L16, VectorType::F16),
+            (80, Lanes::L16, VectorType::F32),
+            (48, Lanes::L32, VectorType::F16),
+        ] {
             let cols = 96;
             let mut random = Random::new(u64::from(rows));
             let mut file = File::default();
             let norm_weight = vec![1.0; cols as usize];
-            let (norm_at, _) = file.vector(VectorType::F32, &norm_weight);
+            let (norm_at, _) = file.vector(kind, &norm_weight);
             let (gate_at, gate_scales_at, gate) = file.matrix(&mut random, weight, rows, cols);
             let (up_at, up_scales_at, up) = file.matrix(&mut random, weight, rows, cols);
             // Nothing to round where inputs are packed.
@@ -241,28 +275,45 @@ fn gates_leave_codes() {
             let expected = gate_up(&x, norm, &gate, &up);
             let kernel = Kernel::GateUp {
                 weight,
-                norm: VectorType::F32,
+                norm: kind,
                 codes: true,
                 lanes,
             };
             let label = format!("{} {rows} x {cols}", kernel.label_in(SHAPE, dialect));
             let words = (rows as usize).div_ceil(32) * 12;
-            let outputs = test_gpu_in(dialect).run(
-                kernel,
-                SHAPE,
-                ((2 * rows).div_ceil(lanes.rows()), 1),
-                &[
-                    ("params", Data::Bytes(bytes_of(&params))),
-                    ("state", Data::U32(&state(0, 1))),
-                    ("x", Data::F32(&x)),
-                    ("values", Data::Bytes(&file.bytes)),
-                    ("words", Data::Bytes(&file.bytes)),
-                    ("y", Data::Poison(12 + words)),
-                ],
+            let run = |tokens: u32| {
+                let outputs = test_gpu_in(dialect).run(
+                    kernel,
+                    SHAPE,
+                    ((2 * rows).div_ceil(lanes.rows()), 1),
+                    &[
+                        ("params", Data::Bytes(bytes_of(&params))),
+                        ("state", Data::U32(&state(0, tokens))),
+                        ("x", Data::F32(&x)),
+                        ("values", Data::Bytes(&file.bytes)),
+                        ("words", Data::Bytes(&file.bytes)),
+                        ("y", Data::Poison(12 + words)),
+                    ],
+                );
+                outputs["y"].clone()
+            };
+            assert_eq!(
+                run(0),
+                vec![POISON; 12 + words],
+                "{label}: nothing in flight"
             );
-            let (others, own) = outputs["y"].split_at(12);
+            let y = run(1);
+            let (others, own) = y.split_at(12);
             assert_eq!(others, [POISON; 12], "{label}: rows of others stay");
             check_codes(&label, weight, own, &expected, GATE_UP);
+            if rows % 32 != 0 {
+                let last = &own[words - 12..];
+                let second = last[4..8].iter().chain(&last[10..]);
+                assert!(
+                    second.into_iter().all(|&word| word == POISON),
+                    "{label}: a half past the end stays"
+                );
+            }
         }
     }
 }
@@ -307,23 +358,53 @@ fn parts_are_joined_into_codes() {
                 ring: visible,
                 slot_offset: 0,
             };
-            let joined = test_gpu_in(Dialect::BASE).run(
-                Kernel::MergeLse {
-                    codes: Some(weight),
-                },
-                shape,
-                (2 * head_dim / shape.merge_channels(), 1),
-                &[
-                    ("state", Data::U32(&state(visible - 1, 1))),
-                    ("partials", Data::F32(&partials)),
-                    ("heads", Data::U32(cast_slice(&heads))),
-                    ("spans", Data::U32(cast_slice(&[span]))),
-                    ("y", Data::Poison((2 * head_dim as usize) / 32 * 12)),
-                ],
-            );
+            let words = (2 * head_dim as usize) / 32 * 12;
+            let run = |tokens: u32, partials: &[f32]| {
+                let joined = test_gpu_in(Dialect::BASE).run(
+                    Kernel::MergeLse {
+                        codes: Some(weight),
+                    },
+                    shape,
+                    (2 * head_dim / shape.merge_channels(), 1),
+                    &[
+                        ("state", Data::U32(&state(visible - 1, tokens))),
+                        ("partials", Data::F32(partials)),
+                        ("heads", Data::U32(cast_slice(&heads))),
+                        ("spans", Data::U32(cast_slice(&[span]))),
+                        ("y", Data::Poison(words)),
+                    ],
+                );
+                joined["y"].clone()
+            };
             let expected: Vec<f64> = twin.iter().flat_map(|parts| merge_lse(parts)).collect();
             let label = format!("{}: {parts} parts of {head_dim}", weight.name());
-            check_codes(&label, weight, &joined["y"], &expected, MERGE);
+            check_codes(&label, weight, &run(1, &partials), &expected, MERGE);
+            assert_eq!(
+                run(0, &partials),
+                vec![POISON; words],
+                "{label}: nothing in flight"
+            );
+
+            // Nothing but zeros, next to nothing, and NaN, which no code may hide.
+            let width = head_dim as usize + 2;
+            for part in partials.chunks_mut(2 * width) {
+                part[..16].fill(0.0);
+                part[16..32].fill(1e-35);
+                part[37] = f32::NAN;
+            }
+            let y = run(1, &partials);
+            let scale = |half: usize| {
+                let at = place(weight, 16 * half).2;
+                [y[at], y[at + 1]].map(f32::from_bits)
+            };
+            assert_eq!(scale(0), [0.0; 2], "{label}: zeros");
+            assert_eq!(y[..8], [0; 8], "{label}: zeros, and next to nothing");
+            assert!(
+                (0.0..1e-33).contains(&scale(1)[1]),
+                "{label}: next to nothing"
+            );
+            assert!(scale(2)[0].is_nan(), "{label}: NaN is hidden by a step");
+            assert!(scale(3).iter().all(|value| value.is_finite()), "{label}");
         }
     }
 }

@@ -126,11 +126,18 @@ fn the_largest_logit_is_chosen_and_the_step_advances() {
 
 fn check_choice(dialect: Dialect) {
     let mut random = Random::new(5);
-    for vocab in [1u32, 2, 255, 256, 257, 5000, 49_152] {
+    // What all parts take in one turn.
+    let turn = ARGMAX_PARTS as usize * 256 * 4;
+    for vocab in [1u32, 2, 255, 256, 257, 5000, 49_152, 151_937] {
         let plain = random.spiked(vocab as usize, 10.0);
         let mut tied = plain.clone();
-        let (first, second) = (random.below(vocab) as usize, random.below(vocab) as usize);
-        (tied[first], tied[second]) = (100.0, 100.0);
+        let first = random.below(vocab) as usize;
+        // Of another turn of the same thread, another thread's, and another part's.
+        for other in [0, turn, 4, 1024, 2 * turn + 1, random.below(vocab) as usize] {
+            if let Some(logit) = tied.get_mut((first + other) % vocab as usize) {
+                *logit = 100.0;
+            }
+        }
         let mut with_nan = plain.clone();
         with_nan[first] = f32::NAN;
         let all_nan = vec![f32::NAN; vocab as usize];

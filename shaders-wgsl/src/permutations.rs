@@ -1,0 +1,164 @@
+//! Every kernel in every variant: what naga and Tint see.
+
+use moa_mask::KvFormat;
+
+use crate::variant::{Compiler, Dialect, Variant};
+use crate::{HeadShape, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
+
+/// Every kernel in every variant.
+pub fn permutations() -> Vec<Kernel> {
+    let mut list = Vec::new();
+    for weight in WeightType::ALL {
+        list.push(Kernel::Embedding(weight));
+        for bias in [None, Some(VectorType::F16), Some(VectorType::F32)] {
+            for add in [false, true] {
+                list.extend(MatmulThreads::ALL.map(|threads| Kernel::Matmul {
+                    weight,
+                    bias,
+                    add,
+                    threads,
+                }));
+                list.push(Kernel::Matvec { weight, bias, add });
+            }
+        }
+    }
+    list.extend(WeightType::ALL.into_iter().flat_map(fused));
+    list.extend(VectorType::ALL.map(Kernel::RmsNorm));
+    for format in [KvFormat::Sixteen, KvFormat::Int8] {
+        list.extend([
+            Kernel::KvCommit(format),
+            Kernel::AttentionPrefill(format),
+            Kernel::AttentionDecode(format),
+        ]);
+    }
+    list.extend([
+        Kernel::Rope(KvTarget::Chunk),
+        Kernel::Rope(KvTarget::Ring),
+        Kernel::MergeLse { codes: None },
+        Kernel::MergeLse {
+            codes: Some(WeightType::Q4),
+        },
+        Kernel::MergeLse {
+            codes: Some(WeightType::Q8),
+        },
+        Kernel::Swiglu,
+        Kernel::ArgmaxParts,
+        Kernel::Argmax,
+        Kernel::Sample,
+    ]);
+    list
+}
+
+/// The dialects beyond the base in which a kernel is checked: each that changes its source, with subgroups of 4 and of 32
+/// threads at least.
+pub fn dialects(kernel: Kernel, shape: HeadShape, compiler: Compiler) -> Vec<Dialect> {
+    let mut list: Vec<Dialect> = Vec::new();
+    for subgroup in [4, 32] {
+        for variant in Variant::all() {
+            let dialect = Dialect {
+                variant,
+                subgroup,
+                compiler,
+            };
+            // Each choice by itself, and what its source is for once.
+            let used = dialect.of(kernel, shape);
+            let known = |other: &Dialect| other.of(kernel, shape) == used && !used.subgroups;
+            if used != Variant::BASE && used == variant && !list.iter().any(known) {
+                list.push(dialect);
+            }
+        }
+    }
+    list
+}
+
+/// The kernels whose sources differ between models: what other shapes than the first are checked with. Of the many
+/// variants of `qkv` one a weight type, for the rest of it is the same for every shape.
+pub fn head_permutations() -> Vec<Kernel> {
+    let of_every_shape = |kernel: &Kernel| match kernel {
+        Kernel::Qkv {
+            norm, bias, lanes, ..
+        } => (*norm, *bias, *lanes) == (VectorType::F16, Some(VectorType::F16), Lanes::L32),
+        _ => kernel.depends_on_heads(),
+    };
+    permutations().into_iter().filter(of_every_shape).collect()
+}
+
+/// The fused kernels of a weight type. The variants that a model mixes freely (how work is shared, how norms and
+/// biases are stored) are all there; those that differ in one word of the source only are not multiplied further.
+fn fused(weight: WeightType) -> Vec<Kernel> {
+    let mut list: Vec<Kernel> = [true, false]
+        .map(|add| Kernel::Project {
+            weight,
+            norm: None,
+            add,
+            codes: false,
+            lanes: Lanes::L64Two,
+        })
+        .into();
+    if weight.has_scales() {
+        list.extend([Lanes::L32One, Lanes::L64One].map(|lanes| Kernel::Project {
+            weight,
+            norm: None,
+            add: true,
+            codes: true,
+            lanes,
+        }));
+        for norm in VectorType::ALL {
+            list.extend([Lanes::L16, Lanes::L32].map(|lanes| Kernel::GateUp {
+                weight,
+                norm,
+                codes: true,
+                lanes,
+            }));
+        }
+    }
+    for lanes in Lanes::ALL {
+        for (norm, add) in [
+            (None, true),
+            (None, false),
+            (Some(VectorType::F16), false),
+            (Some(VectorType::F32), false),
+        ] {
+            list.push(Kernel::Project {
+                weight,
+                norm,
+                add,
+                codes: false,
+                lanes,
+            });
+        }
+        for norm in VectorType::ALL {
+            list.push(Kernel::GateUp {
+                weight,
+                norm,
+                codes: false,
+                lanes,
+            });
+            for bias in [None, Some(norm)] {
+                list.push(Kernel::Qkv {
+                    weight,
+                    norm,
+                    bias,
+                    lanes,
+                });
+            }
+        }
+    }
+    list
+}
+
+/// Constants as a program may have them, for kernels whose `params` become part of their source.
+pub fn plausible_params(kernel: Kernel) -> Option<Vec<u8>> {
+    let value = |field: &str| match field {
+        "cols" => 2080,
+        "rows" | "piece_rows" | "quads" => 64,
+        "eps" => 1e-5f32.to_bits(),
+        _ => 3,
+    };
+    kernel.params().map(|layout| {
+        let fields = layout.fields.iter();
+        fields
+            .flat_map(|(field, ..)| value(field).to_le_bytes())
+            .collect()
+    })
+}
