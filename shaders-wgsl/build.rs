@@ -30,6 +30,11 @@ pub(crate) fn stripped(source: &str) -> String {
         .replace(" (", "(")
         .replace("} ", "}")
         .replace(",)", ")");
+    short_vectors(text)
+}
+
+/// Vectors by their short names.
+pub(crate) fn short_vectors(mut text: String) -> String {
     for (short, kind) in [("f", "f32"), ("u", "u32"), ("i", "i32")] {
         for size in 2..=4 {
             text = text.replace(&format!("vec{size}<{kind}>"), &format!("vec{size}{short}"));

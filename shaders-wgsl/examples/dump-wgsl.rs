@@ -1,4 +1,5 @@
-//! Writes every assembled source, as browsers get it, to a folder, for reading and for `tint/validate.mjs`:
+//! Writes every assembled source, as browsers get it but for what `build.rs` strips there, to a folder, for reading and for
+//! `tint/validate.mjs`:
 //! `cargo run -p moa-shaders --example dump-wgsl -- target/wgsl`.
 
 use std::{env, fs, io, path::PathBuf, process::ExitCode};
