@@ -4,7 +4,8 @@ use moa_mask::KvFormat;
 use moa_shaders::{ELEMENT_THREADS, Kernel, KvTarget, WeightType};
 
 use crate::buffers::LayerCache;
-use crate::program::{Builder, Grid, Step};
+use crate::program::Builder;
+use crate::step::{Grid, Step};
 
 impl Builder<'_, '_> {
     pub(crate) fn rope(

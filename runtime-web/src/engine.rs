@@ -17,8 +17,9 @@ use crate::error::{EngineError, Result};
 use crate::gpu::Gpu;
 use crate::pipelines::Made;
 use crate::portion::{Portion, clock};
-use crate::program::{DecodeKernels, Program, Step};
+use crate::program::{DecodeKernels, Program};
 use crate::setup::Setup;
+use crate::step::Step;
 use crate::tune::{check_variant, pipelines};
 use crate::weights::WeightBuffers;
 

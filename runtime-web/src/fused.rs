@@ -13,8 +13,9 @@ use moa_shaders::{Kernel, Lanes, VectorType, WeightType};
 
 use crate::buffers::LayerCache;
 use crate::error::Result;
-use crate::program::{Builder, Grid, Step};
+use crate::program::Builder;
 use crate::setup::{vector_type, weight_type};
+use crate::step::{Grid, Step};
 use crate::weights::{Places, Window};
 
 /// Rows of a matrix from which on 16 threads share four of them: enough workgroups for every core even so.

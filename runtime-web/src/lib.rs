@@ -30,6 +30,7 @@ mod setup;
 mod share;
 mod signal;
 mod snapshot;
+mod step;
 #[cfg(not(target_arch = "wasm32"))]
 mod timing;
 mod tune;

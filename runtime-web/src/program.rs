@@ -6,83 +6,19 @@ use std::collections::BTreeMap;
 use bytemuck::bytes_of;
 use moa_format::{EMBEDDING, FINAL_NORM, TensorEntry, layer_tensor};
 use moa_mask::abi::{PieceParams, ProjectParams, RowParams};
-use moa_shaders::{
-    ARGMAX_PARTS, ATTENTION_ROWS, ELEMENT_THREADS, Kernel, MATMUL_TILE, MATVEC_ROWS, MatmulThreads,
-    VectorType,
-};
+use moa_shaders::{ARGMAX_PARTS, ELEMENT_THREADS, Kernel, MATVEC_ROWS, MatmulThreads, VectorType};
 
 use crate::buffers::{Allocator, Buffers, LayerCache};
 use crate::error::{EngineError, Result};
 use crate::pipelines::Pipelines;
 use crate::setup::{Setup, vector_type};
+use crate::step::{Grid, Step};
 use crate::weights::{BoundPiece, Run, WeightBuffers};
 
-/// Tokens up to which a weight matrix is read once a token: a tile of `matmul` would be mostly empty.
-const FEW_TOKENS: u32 = 4;
 /// Rows of a matrix below which a chunk's tiles of 64 tokens would leave large devices without work.
 const FEW_ROWS: u32 = 1024;
 /// What WebGPU allows in one dimension of a dispatch.
 const MAX_WORKGROUPS: u32 = 65_535;
-
-/// How many workgroups a step takes for the tokens in flight.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Grid {
-    /// Whatever is in flight.
-    Once(u32),
-    /// So many for each token.
-    Tokens(u32),
-    /// Tiles of tokens and rows; by token where few are in flight.
-    Linear { rows: u32, tile_tokens: u32 },
-    /// Tiles of query rows for each KV head.
-    Attention { gqa_group: u32, kv_heads: u32 },
-}
-
-/// One dispatch.
-#[derive(Debug, Clone)]
-pub(crate) struct Step {
-    /// Stem and variant, for benches.
-    #[cfg_attr(
-        target_arch = "wasm32",
-        expect(dead_code, reason = "benches are native")
-    )]
-    pub(crate) label: String,
-    /// Bytes of weights that it reads, for benches.
-    #[cfg_attr(
-        target_arch = "wasm32",
-        expect(dead_code, reason = "benches are native")
-    )]
-    pub(crate) weight_bytes: u64,
-    pipeline: wgpu::ComputePipeline,
-    /// For [`Grid::Linear`]: the pipeline for few tokens.
-    few: Option<wgpu::ComputePipeline>,
-    bind_group: wgpu::BindGroup,
-    grid: Grid,
-}
-
-impl Step {
-    /// Writes the dispatch for `len` tokens in flight.
-    pub(crate) fn encode(&self, pass: &mut wgpu::ComputePass<'_>, len: u32) {
-        let mut pipeline = &self.pipeline;
-        let (x, y) = match self.grid {
-            Grid::Once(x) => (x, 1),
-            Grid::Tokens(x) => (x, len),
-            Grid::Linear { rows, tile_tokens } => match &self.few {
-                Some(few) if len <= FEW_TOKENS => {
-                    pipeline = few;
-                    (rows.div_ceil(MATVEC_ROWS), len)
-                }
-                _ => (rows.div_ceil(MATMUL_TILE), len.div_ceil(tile_tokens)),
-            },
-            Grid::Attention {
-                gqa_group,
-                kv_heads,
-            } => ((len * gqa_group).div_ceil(ATTENTION_ROWS), kv_heads),
-        };
-        pass.set_pipeline(pipeline);
-        pass.set_bind_group(0, &self.bind_group, &[]);
-        pass.dispatch_workgroups(x, y, 1);
-    }
-}
 
 /// A layer: its dispatches for a chunk of a prompt, and for one decoded token.
 #[derive(Debug)]

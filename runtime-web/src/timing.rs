@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::engine::Engine;
 use crate::error::{EngineError, Result};
 use crate::gpu::Gpu;
-use crate::program::Step;
+use crate::step::Step;
 
 /// Dispatches beside which two timestamps cost little, and no more tokens chosen than there is room for.
 const MANY_DISPATCHES: usize = 32;

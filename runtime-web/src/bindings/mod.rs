@@ -1,181 +1,25 @@
-//! JavaScript's view of the engine: the only file that knows JavaScript. Errors become `Error` objects with
+//! JavaScript's view of the engine: the only folder that knows JavaScript. Errors become `Error` objects with
 //! `name = "MoaError"`, `code` and `hint`; numbers that may exceed 32 bits cross as JSON.
 
-use js_sys::{Float32Array, Reflect, Uint8Array, Uint32Array};
-use moa_format::{CHUNK_BYTES, Manifest, Plan};
-use moa_mask::KvFormat;
-use moa_shaders::{Variant, VariantError};
-use serde::Deserialize;
+mod options;
+
+use js_sys::{Float32Array, Uint8Array, Uint32Array};
+use moa_format::{CHUNK_BYTES, Plan};
 use wasm_bindgen::prelude::*;
 
+use options::{
+    CreateOptions, JsEngineOptions, JsResult, JsSamplingOptions, json, manifest, moa_error,
+    options, whole,
+};
+
 use crate::buffers::MAX_DECODE_BATCH;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::gpu::{Extras, Gpu, GpuOptions};
+use crate::gpu::{Gpu, GpuOptions};
 use crate::sampler::{Sampler, SamplingOptions};
 use crate::setup::Setup;
 use crate::share::Weights;
 use crate::snapshot::RingCopy;
-
-type JsResult<T> = std::result::Result<T, JsValue>;
-
-#[wasm_bindgen(typescript_custom_section)]
-const TYPES: &str = r#"
-export interface EngineOptions {
-  /** Tokens a prefill call takes at most. */
-  prefillChunk?: number;
-  /** Ask for nothing beyond WebGPU's default limits. */
-  defaultLimits?: boolean;
-  powerPreference?: "high-performance" | "low-power";
-  /** Keys and values as bytes with a scale for each token and head: half the memory, rounded more coarsely. */
-  int8Kv?: boolean;
-  /** A variant of the kernels, or "auto": the base one until `tune` is called. */
-  kernels?: string;
-  /** What the device may be asked for: of "subgroups", "f16" and "dp4a" those that the platform has. */
-  extras?: readonly string[];
-}
-export interface SamplingOptions {
-  /** 0 or absent: greedy, on the GPU. */
-  temperature?: number;
-  topK?: number;
-  topP?: number;
-  minP?: number;
-  seed?: number;
-  /** Divides the logits of tokens in the text; 1 or absent changes nothing. */
-  repetitionPenalty?: number;
-  /** Taken off the logits of tokens generated since the last prefill. */
-  presencePenalty?: number;
-  /** The same for each time that they were generated. */
-  frequencyPenalty?: number;
-}
-"#;
-
-#[wasm_bindgen]
-extern "C" {
-    /// A plain object with the fields of `EngineOptions`.
-    #[wasm_bindgen(typescript_type = "EngineOptions")]
-    pub type JsEngineOptions;
-    /// A plain object with the fields of `SamplingOptions`.
-    #[wasm_bindgen(typescript_type = "SamplingOptions")]
-    pub type JsSamplingOptions;
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct CreateOptions {
-    prefill_chunk: Option<u32>,
-    default_limits: bool,
-    power_preference: Option<String>,
-    #[serde(rename = "int8Kv")]
-    int8_kv: bool,
-    kernels: Option<String>,
-    extras: Vec<String>,
-}
-
-fn moa_error(code: &str, message: &str, hint: Option<&str>) -> JsValue {
-    let error = js_sys::Error::new(message);
-    error.set_name("MoaError");
-    let fields = [
-        ("code", code.into()),
-        ("hint", hint.map_or(JsValue::UNDEFINED, Into::into)),
-    ];
-    for (key, value) in fields {
-        // Setting a field of a fresh object cannot fail.
-        let _ = Reflect::set(&error, &key.into(), &value);
-    }
-    error.into()
-}
-
-impl From<EngineError> for JsValue {
-    fn from(error: EngineError) -> Self {
-        moa_error(error.code(), &error.to_string(), error.hint())
-    }
-}
-
-/// Reads a plain object through JSON: options are small.
-fn options<T: Default + for<'a> Deserialize<'a>>(value: Option<impl Into<JsValue>>) -> JsResult<T> {
-    let Some(value) = value
-        .map(Into::into)
-        .filter(|value| !value.is_undefined() && !value.is_null())
-    else {
-        return Ok(T::default());
-    };
-    let bad = |reason: &str| moa_error("bad-argument", &format!("options: {reason}"), None);
-    let text = js_sys::JSON::stringify(&value).map_err(|_cycle| bad("expected a plain object"))?;
-    let text = text
-        .as_string()
-        .ok_or_else(|| bad("expected a plain object"))?;
-    serde_json::from_str(&text).map_err(|error| bad(&error.to_string()))
-}
-
-impl CreateOptions {
-    /// The plan of this name, or in these bytes, at a context.
-    fn setup(
-        &self,
-        manifest: Manifest,
-        name: &str,
-        bytes: Option<&[u8]>,
-        context: u32,
-    ) -> JsResult<Setup> {
-        let plan = Setup::choose_plan(&manifest, name, bytes)?;
-        let format = if self.int8_kv {
-            KvFormat::Int8
-        } else {
-            KvFormat::Sixteen
-        };
-        Ok(Setup::new(manifest, plan, context)?.with_kv_format(format))
-    }
-
-    fn engine(&self, variant: Variant) -> EngineOptions {
-        EngineOptions {
-            prefill_chunk: self.prefill_chunk,
-            variant,
-            ..EngineOptions::default()
-        }
-    }
-
-    /// The variant to begin with, and what to ask the device for.
-    fn variant(&self) -> JsResult<(Variant, Extras)> {
-        let has = |name: &str| self.extras.iter().any(|extra| extra == name);
-        let offered = Extras {
-            subgroups: has("subgroups"),
-            f16: has("f16"),
-            dp4a: has("dp4a"),
-        };
-        match self.kernels.as_deref() {
-            None | Some("auto") => Ok((Variant::BASE, offered)),
-            Some(name) => {
-                let variant: Variant = name.parse().map_err(|error: VariantError| {
-                    moa_error("bad-argument", &format!("kernels: {error}"), None)
-                })?;
-                Ok((variant, offered.and(Extras::of(variant))))
-            }
-        }
-    }
-}
-
-fn manifest(json: &str) -> JsResult<Manifest> {
-    Ok(Manifest::from_json(json).map_err(|source| EngineError::Manifest { source })?)
-}
-
-/// A byte offset.
-fn whole(offset: f64) -> JsResult<u64> {
-    if !(offset >= 0.0 && offset.fract() == 0.0 && offset < 9e15) {
-        return Err(moa_error(
-            "bad-chunk",
-            &format!("offset is {offset}, expected a whole number"),
-            None,
-        ));
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "a whole number below 2^53")]
-    #[expect(clippy::cast_sign_loss, reason = "not negative")]
-    let offset = offset as u64;
-    Ok(offset)
-}
-
-fn json(value: &impl serde::Serialize) -> JsResult<String> {
-    serde_json::to_string(value).map_err(|error| moa_error("internal", &error.to_string(), None))
-}
 
 /// Version of this module.
 #[wasm_bindgen]
