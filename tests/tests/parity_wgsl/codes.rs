@@ -10,7 +10,8 @@ use moa_shaders::{Dialect, HeadShape, Kernel, Lanes, VectorType, WeightType};
 use moa_tests::gpu::{Data, POISON, TestGpu, floats, packed, reductions, test_gpu_in};
 use moa_tests::random::Random;
 
-use crate::fused::{EPS, File, GATE_UP, PROJECT, PROJECT_CASES, SHAPE};
+use crate::file::File;
+use crate::fused::{EPS, GATE_UP, PROJECT, PROJECT_CASES, SHAPE};
 use crate::state;
 
 /// Sums of magnitude 3, divided by their weights.

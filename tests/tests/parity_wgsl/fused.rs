@@ -1,18 +1,19 @@
 //! The fused kernels of decode: several tensors in one binding, norms in the load, rotation and residuals at the end.
 
 use bytemuck::{bytes_of, cast_slice};
-use moa_mask::abi::{GateUpParams, PLACE_BYTES, ProjectParams, QkvParams};
+use moa_mask::abi::{GateUpParams, ProjectParams, QkvParams};
 use moa_reference::compare::{Tolerance, compare};
 use moa_reference::gate_up::gate_up;
 use moa_reference::matmul::matmul_packed;
 use moa_reference::project::{Norm, project};
 use moa_reference::qkv::{Projection, qkv};
 use moa_shaders::{Dialect, HeadShape, Kernel, Lanes, VectorType, WeightType};
-use moa_tests::attention::{packed, unpacked};
+use moa_tests::attention::unpacked;
 use moa_tests::cases;
 use moa_tests::gpu::{Data, POISON, floats, packed as packed_inputs, reductions, test_gpu_in};
 use moa_tests::random::Random;
 
+use crate::file::{File, scales_step, vector_words};
 use crate::matrices::{away_from_ties, offsets, piece};
 use crate::{bits, state};
 
@@ -29,61 +30,6 @@ pub(crate) const SHAPE: HeadShape = HeadShape {
     kv_heads: 1,
     head_dim: 64,
 };
-
-/// Tensors one after the other as a weight file has them, with something else before and between.
-#[derive(Default)]
-pub(crate) struct File {
-    pub(crate) bytes: Vec<u8>,
-}
-
-impl File {
-    /// Appends a tensor's bytes and returns their place.
-    fn push(&mut self, bytes: &[u8]) -> u32 {
-        let place = PLACE_BYTES as usize;
-        // NaN, and bytes that are none of the tensors'.
-        self.bytes
-            .resize(self.bytes.len().next_multiple_of(place), 0x7f);
-        let at = self.bytes.len() / place;
-        self.bytes.extend_from_slice(bytes);
-        u32::try_from(at).unwrap()
-    }
-
-    /// A matrix: places of its values and its scales, and what it means.
-    pub(crate) fn matrix(
-        &mut self,
-        random: &mut Random,
-        weight: WeightType,
-        rows: u32,
-        cols: u32,
-    ) -> (u32, u32, Vec<f64>) {
-        let (bytes, weights) = piece(random, weight, rows, cols);
-        let at = self.push(&bytes);
-        (at, at + scales_step(weight, rows, cols), weights)
-    }
-
-    /// A vector: its place, and what it means.
-    pub(crate) fn vector(&mut self, kind: VectorType, values: &[f32]) -> (u32, Vec<f32>) {
-        let (words, stored) = vector_words(kind, values);
-        (self.push(cast_slice(&words)), stored)
-    }
-}
-
-fn vector_words(kind: VectorType, values: &[f32]) -> (Vec<u32>, Vec<f32>) {
-    match kind {
-        VectorType::F16 => (packed(values), unpacked(&packed(values))),
-        VectorType::F32 => (bits(values), values.to_vec()),
-    }
-}
-
-fn scales_step(weight: WeightType, rows: u32, cols: u32) -> u32 {
-    let bits = match weight {
-        WeightType::Q4 => 4,
-        WeightType::Q8 => 8,
-        WeightType::F16 => 16,
-        WeightType::F32 => 32,
-    };
-    (rows * cols * bits / 8).div_ceil(PLACE_BYTES)
-}
 
 /// Weights of a norm, around 1; powers of two for packed inputs.
 fn norm_weights(random: &mut Random, dialect: Dialect, cols: u32) -> Vec<f32> {

@@ -8,6 +8,7 @@
 mod attention;
 mod cache;
 mod codes;
+mod file;
 mod fused;
 mod matrices;
 mod rows;

@@ -12,7 +12,7 @@ use moa_tests::cases::{self, MatmulCase};
 use moa_tests::gpu::{Data, POISON, floats, products, test_gpu, test_gpu_in};
 use moa_tests::random::Random;
 
-use crate::fused::File;
+use crate::file::File;
 use crate::{bits, state};
 
 /// Of sums of up to 1,536 products of magnitude 1, in f32.
