@@ -133,6 +133,7 @@ together!(total, "total");
 together!(largest, "largest");
 together!(scores, "scores");
 
+const LARGEST: &str = wgsl!("shared/largest.wgsl");
 const ORDER_Q4: &str = wgsl!("shared/order_q4.wgsl");
 const ORDER_Q8: &str = wgsl!("shared/order_q8.wgsl");
 const PACKED_BYTES: &str = wgsl!("shared/packed_bytes.wgsl");
@@ -266,8 +267,8 @@ impl Kernel {
                 ]
             }
             Self::MergeLse { codes } => [&[MASK, PARTS][..], &outputs(codes, false)].concat(),
-            Self::ArgmaxParts => vec![largest(variant)],
-            Self::Argmax | Self::Sample => vec![CHOOSE, largest(variant)],
+            Self::ArgmaxParts => vec![LARGEST, largest(variant)],
+            Self::Argmax | Self::Sample => vec![CHOOSE, LARGEST, largest(variant)],
             Self::Swiglu => Vec::new(),
         }
     }

@@ -530,16 +530,12 @@ impl Kernel {
                 add(3, "best", ReadWrite);
             }
             Self::Argmax | Self::Sample => {
-                if self == Self::Sample {
+                let sampled = self == Self::Sample;
+                if sampled {
                     add(0, "params", Uniform);
                 }
                 add(1, "state", ReadWrite);
-                let name = if self == Self::Sample {
-                    "logits"
-                } else {
-                    "best"
-                };
-                add(2, name, Read);
+                add(2, if sampled { "logits" } else { "best" }, Read);
                 add(3, "tokens", ReadWrite);
                 add(4, "ids", ReadWrite);
                 add(5, "stops", Read);

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use moa_format::{MANIFEST_FILE, plan_entry};
+use moa_format::MANIFEST_FILE;
 use moa_runtime_web::EngineError;
 use moa_runtime_web::bundle::BundleError;
 use serde_json::json;
@@ -44,22 +44,18 @@ pub(super) fn random(args: &RandomArgs) -> Result<String, CliError> {
         return Err(failed(&args.out)(source).into());
     }
     let (manifest, plan, shards) = args.shape.bundle(args.density).map_err(manifest_error)?;
-    let (entry, plan_bytes) = plan_entry(&plan, &manifest.model).map_err(manifest_error)?;
+    let plan_bytes = plan.to_bin().map_err(manifest_error)?;
     let json = manifest.to_json().map_err(manifest_error)?;
     let named = manifest.weights.shards.iter().map(|shard| &shard.file);
-    let files = named
-        .zip(&shards)
-        .map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
+    let plans = manifest.plans.iter().map(|entry| &entry.file);
     // Without its manifest, which comes last and in one piece, a folder is no bundle.
     let partial = format!("{MANIFEST_FILE}.partial");
-    for (name, bytes) in files.chain([
-        (entry.file.as_str(), plan_bytes.as_slice()),
-        (&partial, json.as_ref()),
-    ]) {
+    for (name, bytes) in named
+        .zip(shards.iter().map(Vec::as_slice))
+        .chain(plans.zip([plan_bytes.as_slice()]))
+        .chain([(&partial, json.as_bytes())])
+    {
         let path = args.out.join(name);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(failed(parent))?;
-        }
         fs::write(&path, bytes).map_err(failed(&path))?;
     }
     let path = args.out.join(MANIFEST_FILE);

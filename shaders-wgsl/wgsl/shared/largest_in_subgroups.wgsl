@@ -1,7 +1,5 @@
 // The largest of all threads' values: within subgroups by exchange, the rest through workgroup memory.
 
-const THREADS: u32 = 256u;
-const NOBODY: u32 = 0xffffffffu;
 const RUN: u32 = min(SUBGROUP, THREADS);
 
 var<workgroup> best_value: array<f32, THREADS / RUN>;

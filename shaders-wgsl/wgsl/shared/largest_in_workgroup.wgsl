@@ -1,9 +1,7 @@
 // The largest of all threads' values, through workgroup memory.
 
-const THREADS: u32 = 256u;
-const NOBODY: u32 = 0xffffffffu;
-var<workgroup> best_value: array<f32, 256>;
-var<workgroup> best_id: array<u32, 256>;
+var<workgroup> best_value: array<f32, THREADS>;
+var<workgroup> best_id: array<u32, THREADS>;
 
 // The largest value and the smallest id among its equals; every thread comes with its own.
 fn largest_of_all(thread: u32, value: f32, id: u32) {

@@ -1,17 +1,17 @@
 //! Inputs and outputs as codes: bytes with a scale for 16 columns, in the order of the weights that they meet.
 
 use bytemuck::{bytes_of, cast_slice};
-use moa_mask::abi::{GateUpParams, HeadParts, HeadSpan, ProjectParams};
+use moa_mask::abi::{HeadParts, HeadSpan, ProjectParams};
 use moa_reference::compare::{Tolerance, compare};
-use moa_reference::gate_up::gate_up;
 use moa_reference::merge_lse::{Part, merge_lse};
-use moa_reference::project::{Norm, project};
+use moa_reference::project::project;
 use moa_shaders::{Dialect, HeadShape, Kernel, Lanes, VectorType, WeightType};
 use moa_tests::gpu::{Data, POISON, TestGpu, floats, packed, reductions, test_gpu_in};
 use moa_tests::random::Random;
 
 use crate::file::File;
 use crate::fused::{EPS, GATE_UP, PROJECT, PROJECT_CASES, SHAPE};
+use crate::gates::Gates;
 use crate::state;
 
 /// Sums of magnitude 3, divided by their weights.
@@ -244,11 +244,8 @@ fn gates_leave_codes() {
         ] {
             let cols = 96;
             let mut random = Random::new(u64::from(rows));
-            let mut file = File::default();
-            let norm_weight = vec![1.0; cols as usize];
-            let (norm_at, _) = file.vector(kind, &norm_weight);
-            let (gate_at, gate_scales_at, gate) = file.matrix(&mut random, weight, rows, cols);
-            let (up_at, up_scales_at, up) = file.matrix(&mut random, weight, rows, cols);
+            let norm = vec![1.0; cols];
+            let gates = Gates::new(&mut random, (weight, kind), &norm, rows, 32);
             // Nothing to round where inputs are packed.
             #[expect(clippy::cast_precision_loss, reason = "small numbers")]
             let x: Vec<f32> = (0..cols)
@@ -257,47 +254,10 @@ fn gates_leave_codes() {
                     _ => (random.below(255) as f32 - 127.0) / 64.0,
                 })
                 .collect();
-            let params = GateUpParams {
-                gate_at,
-                gate_scales_at,
-                up_at,
-                up_scales_at,
-                norm_at,
-                cols,
-                eps: EPS,
-                rows,
-                row_offset: 32,
-                ..GateUpParams::default()
-            };
-            let norm = Norm {
-                weight: &norm_weight,
-                eps: EPS.into(),
-            };
-            let expected = gate_up(&x, norm, &gate, &up);
-            let kernel = Kernel::GateUp {
-                weight,
-                norm: kind,
-                codes: true,
-                lanes,
-            };
-            let label = format!("{} {rows} x {cols}", kernel.label_in(SHAPE, dialect));
+            let expected = gates.expected(&x);
+            let label = gates.label(dialect, true, lanes);
             let words = (rows as usize).div_ceil(32) * 12;
-            let run = |tokens: u32| {
-                let outputs = test_gpu_in(dialect).run(
-                    kernel,
-                    SHAPE,
-                    ((2 * rows).div_ceil(lanes.rows()), 1),
-                    &[
-                        ("params", Data::Bytes(bytes_of(&params))),
-                        ("state", Data::U32(&state(0, tokens))),
-                        ("x", Data::F32(&x)),
-                        ("values", Data::Bytes(&file.bytes)),
-                        ("words", Data::Bytes(&file.bytes)),
-                        ("y", Data::Poison(12 + words)),
-                    ],
-                );
-                outputs["y"].clone()
-            };
+            let run = |tokens| gates.run(dialect, (true, lanes), &x, tokens, 12 + words);
             assert_eq!(
                 run(0),
                 vec![POISON; 12 + words],

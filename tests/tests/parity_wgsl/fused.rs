@@ -1,9 +1,8 @@
 //! The fused kernels of decode: several tensors in one binding, norms in the load, rotation and residuals at the end.
 
 use bytemuck::{bytes_of, cast_slice};
-use moa_mask::abi::{GateUpParams, ProjectParams, QkvParams};
+use moa_mask::abi::{ProjectParams, QkvParams};
 use moa_reference::compare::{Tolerance, compare};
-use moa_reference::gate_up::gate_up;
 use moa_reference::matmul::matmul_packed;
 use moa_reference::project::{Norm, project};
 use moa_reference::qkv::{Projection, qkv};
@@ -14,6 +13,7 @@ use moa_tests::gpu::{Data, POISON, floats, packed as packed_inputs, reductions, 
 use moa_tests::random::Random;
 
 use crate::file::{File, scales_step, vector_words};
+use crate::gates::Gates;
 use crate::matrices::{away_from_ties, offsets, piece};
 use crate::{bits, state};
 
@@ -263,60 +263,20 @@ fn gates_with_their_projections_equal_their_twin() {
         {
             let (lanes, kind) = variant(weight, index);
             let mut random = Random::new(u64::from(rows * cols));
-            let mut file = File::default();
-            let (norm_at, norm_weight) =
-                file.vector(kind, &norm_weights(&mut random, dialect, cols));
-            let (gate_at, gate_scales_at, gate) = file.matrix(&mut random, weight, rows, cols);
-            let (up_at, up_scales_at, up) = file.matrix(&mut random, weight, rows, cols);
-            let x = inputs(&mut random, dialect, cols as usize, &norm_weight);
-            let params = GateUpParams {
-                gate_at,
-                gate_scales_at,
-                up_at,
-                up_scales_at,
-                norm_at,
-                cols,
-                eps: EPS,
-                rows,
-                row_offset: 2,
-                ..GateUpParams::default()
-            };
-            let norm = Norm {
-                weight: &norm_weight,
-                eps: EPS.into(),
-            };
-            let expected = gate_up(&x, norm, &gate, &up);
-            let kernel = Kernel::GateUp {
-                weight,
-                norm: kind,
-                codes: false,
-                lanes,
-            };
-            let label = format!("{} {rows} x {cols}", kernel.label_in(SHAPE, dialect));
-            let out = rows as usize + 5;
-            let outputs = test_gpu_in(dialect).run(
-                kernel,
-                SHAPE,
-                ((2 * rows).div_ceil(lanes.rows()), 1),
-                &[
-                    ("params", Data::Bytes(bytes_of(&params))),
-                    ("state", Data::U32(&state(0, 1))),
-                    ("x", Data::F32(&x)),
-                    ("values", Data::Bytes(&file.bytes)),
-                    ("words", Data::Bytes(&file.bytes)),
-                    ("y", Data::Poison(out)),
-                ],
-            );
-            let (own, rest) = outputs["y"][2..].split_at(rows as usize);
+            let norm = norm_weights(&mut random, dialect, cols);
+            let gates = Gates::new(&mut random, (weight, kind), &norm, rows, 2);
+            let x = inputs(&mut random, dialect, cols as usize, &gates.norm);
+            let expected = gates.expected(&x);
+            let label = gates.label(dialect, false, lanes);
+            let y = gates.run(dialect, (false, lanes), &x, 1, rows as usize + 5);
+            let (own, rest) = y[2..].split_at(rows as usize);
             let error = compare(&floats(own), &expected, GATE_UP).assert(&label);
             largest = largest.max(error);
             assert!(
-                rest.iter()
-                    .chain(&outputs["y"][..2])
-                    .all(|&word| word == POISON),
+                rest.iter().chain(&y[..2]).all(|&word| word == POISON),
                 "{label}: rows of others stay"
             );
-            let swapped = gate_up(&x, norm, &up, &gate);
+            let swapped = gates.swapped(&x);
             assert!(
                 !compare(&floats(own), &swapped, GATE_UP).passed(),
                 "{label}: swapped passed"

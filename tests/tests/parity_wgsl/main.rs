@@ -10,6 +10,7 @@ mod cache;
 mod codes;
 mod file;
 mod fused;
+mod gates;
 mod matrices;
 mod rows;
 mod sampling;
