@@ -37,12 +37,14 @@ impl Portion {
     }
 }
 
-/// Seconds since some moment.
+/// Seconds since some moment. Whoever sets the time of day does not set this clock: a chunk that seemed to have taken no
+/// time would make the next one a single submit.
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) fn clock() -> f64 {
-    use std::time::{SystemTime, UNIX_EPOCH};
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0.0, |since| since.as_secs_f64())
+    use std::sync::OnceLock;
+    use std::time::Instant;
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    FIRST.get_or_init(Instant::now).elapsed().as_secs_f64()
 }
 
 #[cfg(target_arch = "wasm32")]
@@ -61,9 +63,24 @@ mod tests {
         assert_eq!(portion.work(), 100_000_000);
         portion.took(4_000_000_000, 0.001);
         assert_eq!(portion.work(), 400_000_000_000);
-        // Nothing is learned from a single token, or from a clock that was set back.
+        // Nothing is learned from a single token, or where the clock's steps are too long.
         portion.took(1_000_000, 1.0);
-        portion.took(4_000_000_000, -1.0);
+        portion.took(4_000_000_000, 0.0);
         assert_eq!(portion.work(), 400_000_000_000);
+    }
+
+    #[test]
+    fn a_night_asleep_costs_one_chunk_of_small_submits() {
+        let mut portion = Portion::new();
+        portion.took(4_000_000_000, 0.2);
+        let before = portion.work();
+        portion.took(4_000_000_000, 8.0 * 3600.0);
+        assert!(
+            portion.work() < LEAST_MEASURED,
+            "single layers: {}",
+            portion.work()
+        );
+        portion.took(4_000_000_000, 0.2);
+        assert_eq!(portion.work(), before);
     }
 }
