@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use moa_format::{CHUNK_BYTES, MANIFEST_FILE, Manifest, Plan};
 
-use crate::engine::{Engine, EngineOptions};
+use crate::create::EngineOptions;
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::setup::Setup;

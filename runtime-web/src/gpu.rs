@@ -90,6 +90,8 @@ pub struct Needs {
     pub buffer_bytes: u64,
     /// The largest part of a buffer that one kernel sees.
     pub binding_bytes: u64,
+    /// The largest buffer where no embedding and no `lm_head` is cut: not needed, but a dispatch less for each cut.
+    pub table_bytes: u64,
 }
 
 /// A device and what happened to it. Clones are the same device.
@@ -207,6 +209,11 @@ impl Gpu {
     /// What the device has beyond WebGPU's defaults, of what was asked for.
     pub fn extras(&self) -> Extras {
         self.extras
+    }
+
+    /// Bytes that one binding can hold of a buffer of its own.
+    pub(crate) fn largest_binding(&self) -> u64 {
+        largest_binding(&self.device.limits())
     }
 
     /// Neighboring threads that surely share a subgroup: WGSL's least where the adapter does not say.
@@ -344,7 +351,17 @@ fn limits_for(needs: Needs, offered: &wgpu::Limits) -> Result<wgpu::Limits> {
         needs.binding_bytes,
         offered.max_storage_buffer_binding_size,
     )?;
+    let table_bytes = needs.table_bytes.min(largest_binding(offered));
+    limits.max_buffer_size = limits.max_buffer_size.max(table_bytes);
+    limits.max_storage_buffer_binding_size =
+        limits.max_storage_buffer_binding_size.max(table_bytes);
     Ok(limits)
+}
+
+fn largest_binding(limits: &wgpu::Limits) -> u64 {
+    limits
+        .max_buffer_size
+        .min(limits.max_storage_buffer_binding_size)
 }
 
 #[cfg(test)]
@@ -391,6 +408,7 @@ mod tests {
         let needs = |bytes| Needs {
             buffer_bytes: bytes,
             binding_bytes: bytes,
+            table_bytes: 0,
         };
         assert_eq!(
             limits_for(needs(1 << 20), &offered).unwrap(),
@@ -410,5 +428,21 @@ mod tests {
             limits_for(needs(200 << 20), &default).is_err(),
             "defaults forced"
         );
+        // What would only be better is asked for as far as it goes, and refused by nobody.
+        let table = |bytes| Needs {
+            table_bytes: bytes,
+            ..needs(1 << 20)
+        };
+        let asked = |bytes, offered| {
+            let limits = limits_for(table(bytes), offered).unwrap();
+            (
+                limits.max_buffer_size,
+                limits.max_storage_buffer_binding_size,
+            )
+        };
+        assert_eq!(asked(200 << 20, &offered), (256 << 20, 200 << 20));
+        assert_eq!(asked(300 << 20, &offered), (300 << 20, 300 << 20));
+        assert_eq!(asked(600 << 20, &offered), (512 << 20, 512 << 20));
+        assert_eq!(asked(600 << 20, &default), (256 << 20, 128 << 20));
     }
 }

@@ -11,6 +11,7 @@
 
 mod attend;
 mod buffers;
+mod create;
 mod decode;
 mod engine;
 mod error;
@@ -34,6 +35,7 @@ mod step;
 #[cfg(not(target_arch = "wasm32"))]
 mod timing;
 mod tune;
+mod weight_layout;
 mod weights;
 mod work_list;
 
@@ -43,7 +45,8 @@ pub mod bindings;
 pub mod bundle;
 
 pub use buffers::{Ledger, MAX_DECODE_BATCH};
-pub use engine::{Engine, EngineOptions};
+pub use create::EngineOptions;
+pub use engine::Engine;
 pub use error::{EngineError, Result};
 #[cfg(not(target_arch = "wasm32"))]
 pub use generate::{Generated, Progress, Request, StopReason, generate};

@@ -10,7 +10,7 @@ use moa_shaders::{HeadShape, VectorType, WeightType};
 
 use crate::error::{EngineError, Result};
 use crate::gpu::Needs;
-use crate::weights::WeightLayout;
+use crate::weight_layout::{MAX_BUFFER_BYTES, WeightLayout};
 use crate::work_list::WorkList;
 
 /// A model, a plan and a declared context that fit together.
@@ -213,7 +213,7 @@ impl Setup {
     /// The largest buffer and the largest binding, for the device's limits.
     pub fn needs(&self) -> Needs {
         let config = self.config();
-        let weights = WeightLayout::of(&self.manifest);
+        let weight_bytes = |most| WeightLayout::of(&self.manifest, most).largest_buffer_bytes();
         let caches = (0..self.masks.layers()).map(|layer| self.layer_cache_bytes(layer));
         let widest = config.hidden_dim.max(config.ffn_dim).max(config.q_dim());
         let others = [
@@ -224,11 +224,12 @@ impl Setup {
             u64::from(config.vocab_size) * 4,
         ];
         let bound = caches.chain(others).max().unwrap_or(0);
-        let buffer_bytes = weights.buffer_bytes().max().unwrap_or(0).max(bound);
+        let buffer_bytes = weight_bytes(MAX_BUFFER_BYTES).max(bound);
         // No part of a weight buffer that is bound is larger than it.
         Needs {
             buffer_bytes,
             binding_bytes: buffer_bytes,
+            table_bytes: weight_bytes(u64::MAX),
         }
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use moa_format::Manifest;
 
-use crate::engine::{Engine, EngineOptions};
+use crate::create::EngineOptions;
+use crate::engine::Engine;
 use crate::error::{EngineError, Result};
 use crate::gpu::Gpu;
 use crate::setup::Setup;

@@ -1,12 +1,7 @@
-//! Weights on the device: filled chunk by chunk with bytes whose hash has been checked.
-//!
-//! The shards follow each other in one long row of bytes, and that row is cut into buffers not at the shards' ends
-//! but where a kernel's binding may end: what one kernel reads at once (a layer's query, key and value matrices; gate
-//! and up; a matrix with all its pieces) lies in one buffer as long as a default binding holds it.
+//! Weights on the device: filled chunk by chunk with bytes whose hash has been checked, and bound as kernels read them.
+//! Which buffer a byte lies in is `weight_layout`'s business.
 
-use moa_format::{
-    ALIGN, CHUNK_BYTES, DType, Manifest, Piece, PieceLayout, Shard, TensorEntry, TensorRole,
-};
+use moa_format::{ALIGN, CHUNK_BYTES, DType, Piece, PieceLayout, Shard, TensorEntry};
 use moa_mask::abi::PLACE_BYTES;
 use moa_shaders::WeightType;
 
@@ -14,103 +9,7 @@ use crate::buffers::Allocator;
 use crate::error::{EngineError, Result};
 use crate::gpu::Gpu;
 use crate::setup::{Setup, weight_type};
-
-/// Bytes of a weight buffer at most: WebGPU's default binding, which is half its default buffer.
-const MAX_BUFFER_BYTES: u64 = 128 << 20;
-
-/// Where every byte of the shards lies on the device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct WeightLayout {
-    /// First byte of each shard in the row of all shards.
-    bases: Vec<u64>,
-    /// Where buffers begin, and where the last one ends.
-    cuts: Vec<u64>,
-}
-
-impl WeightLayout {
-    pub(crate) fn of(manifest: &Manifest) -> Self {
-        let mut end = 0u64;
-        let bases: Vec<u64> = manifest
-            .weights
-            .shards
-            .iter()
-            .map(|shard| {
-                let base = end.next_multiple_of(ALIGN);
-                end = base + u64::from(shard.bytes);
-                base
-            })
-            .collect();
-        let mut layout = Self {
-            bases,
-            cuts: vec![0],
-        };
-        layout.cuts = layout.cut(manifest, end);
-        layout
-    }
-
-    /// Bytes of each buffer.
-    pub(crate) fn buffer_bytes(&self) -> impl Iterator<Item = u64> + '_ {
-        self.cuts.windows(2).map(|cut| cut[1] - cut[0])
-    }
-
-    /// Fills buffers with bindings for as long as they fit.
-    fn cut(&self, manifest: &Manifest, end: u64) -> Vec<u64> {
-        let mut cuts = vec![0];
-        let mut begin = 0;
-        for (first, last) in self.bindings(manifest) {
-            if last - begin > MAX_BUFFER_BYTES && first > begin {
-                begin = first;
-                cuts.push(begin);
-            }
-        }
-        cuts.push(end);
-        cuts
-    }
-
-    /// First byte and end of what is best bound together, in order.
-    fn bindings(&self, manifest: &Manifest) -> Vec<(u64, u64)> {
-        let specs = moa_format::tensors(&manifest.model);
-        let mut list = Vec::new();
-        let mut open: Option<(u64, u64)> = None;
-        for (tensor, spec) in manifest.weights.tensors.iter().zip(&specs) {
-            let alone = |name: &str| spec.name.ends_with(name);
-            // A norm begins what is read after it; these end it.
-            let begins = spec.role == TensorRole::Norm
-                || alone("o_proj.weight")
-                || alone("down_proj.weight");
-            if begins || spec.role == TensorRole::LmHead {
-                list.extend(open.take());
-            }
-            for piece in &tensor.pieces {
-                let first = self.base(piece);
-                let last = first + u64::from(piece.bytes);
-                if matches!(spec.role, TensorRole::Embedding | TensorRole::LmHead) {
-                    list.extend(open.take());
-                }
-                match open {
-                    Some((begin, end)) if last - begin > MAX_BUFFER_BYTES => {
-                        list.push((begin, end));
-                        open = Some((first, last));
-                    }
-                    Some((begin, _)) => open = Some((begin, last)),
-                    None => open = Some((first, last)),
-                }
-            }
-        }
-        list.extend(open);
-        list
-    }
-
-    fn base(&self, piece: &Piece) -> u64 {
-        self.bases[piece.shard as usize] + u64::from(piece.offset)
-    }
-
-    /// The buffer that holds a byte of the row, and where in it.
-    fn locate(&self, byte: u64) -> (usize, u64) {
-        let buffer = self.cuts.partition_point(|&cut| cut <= byte) - 1;
-        (buffer, byte - self.cuts[buffer])
-    }
-}
+use crate::weight_layout::WeightLayout;
 
 /// The weights' buffers, and which chunks have arrived.
 #[derive(Debug)]
@@ -165,10 +64,11 @@ fn places(bytes: u64) -> u32 {
 }
 
 impl WeightBuffers {
-    pub(crate) fn new(allocator: &mut Allocator<'_>, setup: &Setup) -> Self {
+    /// With bindings of `most` bytes at most.
+    pub(crate) fn new(allocator: &mut Allocator<'_>, setup: &Setup, most: u64) -> Self {
         let manifest = setup.manifest();
         let shards = manifest.weights.shards.clone();
-        let layout = WeightLayout::of(manifest);
+        let layout = WeightLayout::of(manifest, most);
         let buffers = (0..)
             .zip(layout.buffer_bytes())
             .map(|(index, bytes): (u32, u64)| {
@@ -215,12 +115,12 @@ impl WeightBuffers {
     pub(crate) fn chunk_places(&self, shard: usize, offset: u64) -> Result<Vec<(usize, u64, u64)>> {
         self.place(shard, offset)?;
         let end = offset + u64::from(CHUNK_BYTES).min(u64::from(self.shards[shard].bytes) - offset);
-        let base = self.layout.bases[shard];
+        let base = self.layout.shard_base(shard);
         let mut places = Vec::new();
         let mut byte = base + offset;
         while byte < base + end {
             let (buffer, at) = self.layout.locate(byte);
-            let length = (base + end).min(self.layout.cuts[buffer + 1]) - byte;
+            let length = (base + end).min(self.layout.end_of(buffer)) - byte;
             places.push((buffer, at, length));
             byte += length;
         }
@@ -314,7 +214,7 @@ impl WeightBuffers {
 
     fn window_of(&self, first: u64, end: u64) -> Option<Window<'_>> {
         let (buffer, at) = self.layout.locate(first);
-        let fits = self.layout.locate(end - 1).0 == buffer && end - first <= MAX_BUFFER_BYTES;
+        let fits = self.layout.locate(end - 1).0 == buffer && end - first <= self.layout.most();
         fits.then(|| Window {
             binding: wgpu::BufferBinding {
                 buffer: &self.buffers[buffer],

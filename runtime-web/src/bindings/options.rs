@@ -8,7 +8,7 @@ use moa_shaders::{Variant, VariantError};
 use serde::Deserialize;
 use wasm_bindgen::prelude::*;
 
-use crate::engine::EngineOptions;
+use crate::create::EngineOptions;
 use crate::error::EngineError;
 use crate::gpu::Extras;
 use crate::setup::Setup;

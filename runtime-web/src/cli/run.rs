@@ -200,6 +200,7 @@ fn options(
         prefill_chunk: args.prefill_chunk,
         decode_kernels,
         variant,
+        ..EngineOptions::default()
     };
     (gpu, options)
 }

@@ -358,12 +358,27 @@ fn large_embeddings_are_split_by_rows() {
             .len(),
         2
     );
-    let mut engine = model.engine(64, EngineOptions::default());
     let prompt = [3, 199_999, 196_607, 196_608, 100_000];
-    prefill(&mut engine, &prompt);
     let expected = twin(&model, &prompt, &model.masks(64));
-    let error = compare(&logits(&mut engine), &expected, LOGITS).assert("two pieces");
-    println!("two pieces: {error:.2e}");
+    let run = |kernels, binding_bytes| {
+        let options = EngineOptions {
+            decode_kernels: Some(kernels),
+            binding_bytes,
+            ..EngineOptions::default()
+        };
+        let mut engine = model.engine(64, options);
+        prefill(&mut engine, &prompt);
+        let error = compare(&logits(&mut engine), &expected, LOGITS).assert("two pieces");
+        println!("two pieces: {error:.2e}");
+        let tokens = block_on(engine.decode(8)).unwrap();
+        let bytes = engine.ledger()["weights"];
+        (tokens, bytes, engine.dispatches_per_token())
+    };
+    let whole = run(DecodeKernels::Fused, None);
+    // A piece in each binding: a dispatch more for the embedding, and one for the head.
+    let (tokens, bytes, dispatches) = run(DecodeKernels::Fused, Some(24 << 20));
+    assert_eq!((tokens, bytes, dispatches), (whole.0, whole.1, whole.2 + 2));
+    run(DecodeKernels::Separate, None);
 }
 
 #[test]
