@@ -237,7 +237,7 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// One workgroup's share of decode attention: an even part of the keys that its KV head sees.
+    /// One block's share of decode attention on CUDA: an even part of the keys that its KV head sees.
     DecodeItem {
         /// The KV head whose keys are read.
         kv_head: u32,
@@ -251,16 +251,26 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// Where one query head's partial results lie.
-    HeadParts {
-        /// Partial result of part 0; a partial is `head_dim` values, `row_max` and `row_sum`.
-        first: u32,
-        /// From one part's partial to the next one's.
-        stride: u32,
-        /// Parts in all.
+    /// One workgroup's share of decode attention in WGSL, in one load with what its KV head sees.
+    SpanPart {
+        /// As in `HeadSpan`.
+        sink: u32,
+        /// As in `HeadSpan`.
+        window: u32,
+        /// As in `HeadSpan`.
+        ring: u32,
+        /// As in `HeadSpan`.
+        slot_offset: u32,
+        /// First query head served.
+        first_head: u32,
+        /// Which part of the visible keys.
+        part: u32,
+        /// Into how many parts they are cut.
         parts: u32,
-        /// Padding.
-        reserved: u32,
+        /// Where the KV head's partial results of part 0 would be, did they not lie by query head at the beginning; those of
+        /// every other part are so many rows further as the group has heads. A partial is `head_dim` values, `row_max` and
+        /// `row_sum`.
+        first_row: u32,
     }
 }
 
@@ -300,7 +310,7 @@ abi_struct! {
     }
 }
 
-/// Every struct that kernels share with the host.
+/// Every struct that WGSL kernels share with the host, and CUDA kernels may.
 pub const STRUCTS: &[StructLayout] = &[
     HeadSpan::LAYOUT,
     StepState::LAYOUT,
@@ -310,11 +320,12 @@ pub const STRUCTS: &[StructLayout] = &[
     QkvParams::LAYOUT,
     GateUpParams::LAYOUT,
     SampleParams::LAYOUT,
-    DecodeItem::LAYOUT,
-    HeadParts::LAYOUT,
-    PrefillRun::LAYOUT,
-    PrefillItem::LAYOUT,
+    SpanPart::LAYOUT,
 ];
+
+/// Structs that only CUDA kernels share with it.
+const CUDA_STRUCTS: &[StructLayout] =
+    &[DecodeItem::LAYOUT, PrefillRun::LAYOUT, PrefillItem::LAYOUT];
 
 /// The prelude that begins every WGSL source.
 pub fn wgsl_prelude() -> String {
@@ -338,7 +349,7 @@ pub fn cuda_prelude() -> String {
     for (name, value) in CONSTS {
         text += &format!("#define {name} {value}u\n");
     }
-    for layout in STRUCTS {
+    for layout in STRUCTS.iter().chain(CUDA_STRUCTS) {
         text += &format!("struct {} {{\n", layout.name);
         for (field, ty, _) in layout.fields {
             let c_type = if *ty == "f32" {
@@ -362,7 +373,7 @@ mod tests {
 
     #[test]
     fn structs_are_padded_to_sixteen_bytes() {
-        for layout in STRUCTS {
+        for layout in STRUCTS.iter().chain(CUDA_STRUCTS) {
             assert_eq!(layout.bytes % 16, 0, "{}", layout.name);
             for (index, (field, _, offset)) in layout.fields.iter().enumerate() {
                 assert_eq!(

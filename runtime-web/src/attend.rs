@@ -113,7 +113,6 @@ impl Builder<'_, '_> {
                 ("q", &buffers.q),
                 ("k_ring", &cache.k),
                 ("v_ring", &cache.v),
-                ("spans", &cache.spans),
                 ("items", &cache.items),
                 ("partials", &buffers.partials),
             ],
@@ -124,9 +123,8 @@ impl Builder<'_, '_> {
             &[
                 ("state", &buffers.state),
                 ("partials", &buffers.partials),
-                ("heads", &cache.parts),
-                ("spans", &cache.spans),
                 ("y", &buffers.attended),
+                ("items", &cache.items),
             ],
         );
         vec![attention, merge]

@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use moa_mask::abi::{DecodeItem, HeadParts, HeadSpan, MAX_STOPS, SampleParams, StepState};
-use moa_mask::{RingLayout, SLACK, memory};
+use moa_mask::abi::{HeadSpan, MAX_STOPS, SampleParams, StepState};
 use moa_shaders::ARGMAX_PARTS;
 use wgpu::BufferUsages;
 
 use crate::error::{EngineError, Result};
 use crate::gpu::Gpu;
 use crate::setup::Setup;
-use crate::work_list::WorkList;
 
 /// Tokens that one [`crate::Engine::decode`] call may choose: one read-back, and never more than the slack.
 pub const MAX_DECODE_BATCH: u32 = 32;
@@ -116,7 +114,6 @@ pub(crate) struct LayerCache {
     pub(crate) v: wgpu::Buffer,
     pub(crate) spans: wgpu::Buffer,
     pub(crate) items: wgpu::Buffer,
-    pub(crate) parts: wgpu::Buffer,
     pub(crate) item_count: u32,
 }
 
@@ -212,7 +209,7 @@ impl Buffers {
         let layers = self
             .layers
             .iter()
-            .flat_map(|layer| [&layer.k, &layer.v, &layer.spans, &layer.items, &layer.parts]);
+            .flat_map(|layer| [&layer.k, &layer.v, &layer.spans, &layer.items]);
         let others = [
             &self.state,
             &self.tokens,
@@ -245,31 +242,14 @@ impl Buffers {
 
 impl LayerCache {
     fn new(allocator: &mut Allocator<'_>, setup: &Setup, layer: usize) -> Self {
-        let masks = setup.masks().layer(layer);
-        let (offsets, _) = memory::slot_offsets(masks, setup.context(), SLACK);
-        let spans: Vec<HeadSpan> = masks
-            .iter()
-            .zip(offsets)
-            .map(|(&mask, slot_offset)| {
-                let layout = RingLayout::new(mask, setup.context(), SLACK);
-                HeadSpan {
-                    sink: layout.sink,
-                    window: mask.window,
-                    ring: layout.ring,
-                    slot_offset,
-                }
-            })
-            .collect();
-        let work = WorkList::new(masks, setup.context(), setup.heads());
-        let items: &[DecodeItem] = &work.items;
-        let parts: &[HeadParts] = &work.heads;
+        let spans = setup.spans(layer);
+        let items = setup.work_list(&spans).items;
         let bytes = setup.layer_cache_bytes(layer);
         Self {
             k: allocator.storage("kvCache", &format!("k_ring.{layer}"), bytes),
             v: allocator.storage("kvCache", &format!("v_ring.{layer}"), bytes),
             spans: allocator.uniform_table("spans", &spans),
-            items: allocator.table("items", items),
-            parts: allocator.table("parts", parts),
+            items: allocator.table("items", &items),
             item_count: u32::try_from(items.len()).unwrap_or(u32::MAX),
         }
     }

@@ -37,7 +37,6 @@ mod timing;
 mod tune;
 mod weight_layout;
 mod weights;
-mod work_list;
 
 #[cfg(target_arch = "wasm32")]
 pub mod bindings;

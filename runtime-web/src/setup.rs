@@ -4,14 +4,14 @@
 use moa_format::{
     DType, FormatError, KV_VALUE_BYTES, Manifest, ModelConfig, Plan, TensorEntry, TensorRole,
 };
+use moa_mask::abi::HeadSpan;
 use moa_mask::density::kv_density;
-use moa_mask::{HeadMask, KvBytes, KvFormat, ModelMasks, PREFILL_CHUNK, SLACK, memory};
-use moa_shaders::{HeadShape, VectorType, WeightType};
+use moa_mask::{HeadMask, KvBytes, KvFormat, ModelMasks, PREFILL_CHUNK, RingLayout, SLACK, memory};
+use moa_shaders::{HeadShape, VectorType, WeightType, WorkList};
 
 use crate::error::{EngineError, Result};
 use crate::gpu::Needs;
 use crate::weight_layout::{MAX_BUFFER_BYTES, WeightLayout};
-use crate::work_list::WorkList;
 
 /// A model, a plan and a declared context that fit together.
 #[derive(Debug, Clone)]
@@ -200,10 +200,30 @@ impl Setup {
 
     /// Bytes of decode attention's partial results in the layer that has most of them.
     pub(crate) fn partials_bytes(&self) -> u64 {
-        let partials =
-            |layer| WorkList::new(self.masks.layer(layer), self.context, self.heads).partials();
+        let partials = |layer| self.work_list(&self.spans(layer)).partials;
         let most = (0..self.masks.layers()).map(partials).max().unwrap_or(0);
-        most * (u64::from(self.heads.head_dim) + 2) * 4
+        u64::from(most) * (u64::from(self.heads.head_dim) + 2) * 4
+    }
+
+    /// What the KV heads of a layer see, and where their rings lie.
+    pub(crate) fn spans(&self, layer: usize) -> Vec<HeadSpan> {
+        let masks = self.masks.layer(layer);
+        let (offsets, _) = memory::slot_offsets(masks, self.context, SLACK);
+        let span = |(&mask, slot_offset): (&HeadMask, u32)| {
+            let layout = RingLayout::new(mask, self.context, SLACK);
+            HeadSpan {
+                sink: layout.sink,
+                window: mask.window,
+                ring: layout.ring,
+                slot_offset,
+            }
+        };
+        masks.iter().zip(offsets).map(span).collect()
+    }
+
+    /// Decode attention's work list for the spans of a layer.
+    pub(crate) fn work_list(&self, spans: &[HeadSpan]) -> WorkList {
+        WorkList::new(spans, self.context, self.heads)
     }
 
     fn row_bytes(&self) -> u64 {

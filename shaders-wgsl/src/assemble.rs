@@ -259,14 +259,13 @@ impl Kernel {
             Self::AttentionPrefill(format) => vec![MASK, ring(format)],
             Self::AttentionDecode(format) => {
                 vec![
-                    MASK,
                     PARTS,
                     kv(format),
                     heads(shape.heads_per_item()),
                     scores(variant),
                 ]
             }
-            Self::MergeLse { codes } => [&[MASK, PARTS][..], &outputs(codes, false)].concat(),
+            Self::MergeLse { codes } => [&[PARTS][..], &outputs(codes, false)].concat(),
             Self::ArgmaxParts => vec![LARGEST, largest(variant)],
             Self::Argmax | Self::Sample => vec![CHOOSE, LARGEST, largest(variant)],
             Self::Swiglu => Vec::new(),
@@ -394,6 +393,7 @@ fn constants(kernel: Kernel, shape: HeadShape) -> String {
         ("HEAD_DIM", shape.head_dim),
         ("GQA_GROUP", shape.gqa_group()),
         ("HEADS_PER_ITEM", shape.heads_per_item()),
+        ("ITEMS_PER_PART", shape.items_per_part()),
         ("DECODE_ROUND", shape.decode_round()),
         ("MERGE_CHANNELS", shape.merge_channels()),
         ("ARGMAX_PARTS", crate::ARGMAX_PARTS),

@@ -507,16 +507,14 @@ impl Kernel {
                 add(2, "q", Read);
                 add(3, "k_ring", Read);
                 add(4, "v_ring", Read);
-                add(5, "spans", Uniform);
-                add(6, "items", Read);
-                add(7, "partials", ReadWrite);
+                add(5, "items", Read);
+                add(6, "partials", ReadWrite);
             }
             Self::MergeLse { .. } => {
                 add(1, "state", Read);
                 add(2, "partials", Read);
-                add(3, "heads", Read);
                 add(4, "y", ReadWrite);
-                add(5, "spans", Uniform);
+                add(5, "items", Read);
             }
             Self::Swiglu => {
                 add(0, "params", Uniform);

@@ -10,11 +10,13 @@ mod kernel;
 mod permutations;
 mod shape;
 mod variant;
+mod work_list;
 
 pub use kernel::{Access, Binding, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
 pub use permutations::{dialects, head_permutations, permutations, plausible_params};
 pub use shape::{CHECKED_SHAPES, HeadShape, ShapeError};
 pub use variant::{Compiler, Dialect, Products, Variant, VariantError};
+pub use work_list::WorkList;
 
 /// The entry point of every kernel.
 pub const ENTRY_POINT: &str = "main";

@@ -1,28 +1,24 @@
 // Attention of the one query in flight over the cache, its own key included, split over a static work list.
 //
-// q  [heads][head_dim] f32, rotated            k_ring, v_ring  rows by ring_row
-// items  one entry a workgroup: a KV head, the query heads served (HEADS_PER_ITEM from first_head on, as far as the
-// group goes), and which part of the visible keys; the cost follows the span, not the context. With few keys only the
-// first parts have any.
-// partials  [item][HEADS_PER_ITEM] rows of head_dim values, row_max, row_sum; merge_lse joins them. Rows past the
-// group's last head hold something that nobody reads.
+// q  [heads][head_dim] f32, rotated            k_ring, v_ring  rows of keys and values
+// items  one entry a workgroup: what a KV head sees, the query heads served (HEADS_PER_ITEM from first_head on, as far as
+// the group goes), and which part of the visible keys: part n of m has the rounds n, n + m, n + 2 m and so on, so that the
+// cost follows the span, not the context. With few keys only the first parts have any.
+// partials  rows of head_dim values, row_max, row_sum; merge_lse joins them. Those of the first part lie by head.
 // Grid: (items); a workgroup of 128. HEAD_DIM / 8 threads, a lane, share a key, each with 8 channels of every query
 // in registers; a round takes four keys of each lane. A lane has its own online softmax; lanes are joined at
-// the end. K and V of a round are on their way together. Only visible keys are touched: past the end of a part its last
-// key comes again, without weight.
+// the end. K and V of a round are on their way together. Only visible keys are touched: past the end the last one comes
+// again, without weight.
 // Numerics: f32; what is subtracted, and given on as row_max, is the largest score, or up to 8 less with subgroups.
 // Twin: reference/src/attention_decode.rs.
 
 @group(0) @binding(1) var<storage, read> state: StepState;
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(5) var<uniform> spans: array<HeadSpan, KV_HEADS>;
-@group(0) @binding(6) var<storage, read> items: array<DecodeItem>;
-@group(0) @binding(7) var<storage, read_write> partials: array<f32>;
+@group(0) @binding(6) var<storage, read_write> partials: array<f32>;
 
 const THREADS: u32 = 128u;
 const HEAD_DIM4: u32 = HEAD_DIM / 4u;
 const HEAD_DIM8: u32 = HEAD_DIM / 8u;
-const PARTIAL: u32 = HEAD_DIM + 2u;
 // Keys of a round that a thread has a part of.
 const KEYS_PER_LANE: u32 = 4u;
 const LANES: u32 = DECODE_ROUND / KEYS_PER_LANE;
@@ -34,29 +30,48 @@ var<workgroup> scores: array<Heads, DECODE_ROUND>;
 // Each lane's sum of weights, then the part's maximum.
 var<workgroup> lane_sums: array<Heads, LANES + 1u>;
 
+// Where the visible keys lie: those of the sink, those of the ring up to its end, those from its start on.
 struct Keys {
-    span: HeadSpan,
-    // Keys of the sink that come first.
-    sink_end: u32,
-    // Where in the ring the first key of the window lies.
-    ring_start: u32,
     last: u32,
+    sink_end: u32,
+    wrap_at: u32,
+    // What leads from a key's place among the visible ones to its row.
+    in_sink: u32,
+    in_ring: u32,
+    wrapped: u32,
 }
 
-// The row of the nth visible key; past the end of the part its last key.
-fn row_of(keys: Keys, nth: u32) -> u32 {
-    let key = min(nth, keys.last);
-    let in_ring = keys.ring_start + (key - keys.sink_end);
-    let wrapped = select(in_ring, in_ring - keys.span.ring, in_ring >= keys.span.ring);
-    return keys.span.slot_offset + select(keys.span.sink + wrapped, key, key < keys.sink_end);
+// The rows of the keys that a thread takes in a round; past the end of what is visible its last key.
+fn rows_of(keys: Keys, first: u32) -> vec4<u32> {
+    let key = min(vec4<u32>(first) + LANES * vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(keys.last));
+    let in_ring = select(vec4<u32>(keys.in_ring), vec4<u32>(keys.wrapped), key >= vec4<u32>(keys.wrap_at));
+    return key + select(in_ring, vec4<u32>(keys.in_sink), key < vec4<u32>(keys.sink_end));
+}
+
+fn four_k(rows: vec4<u32>, channel8: u32) -> array<KvWords, 4> {
+    return array<KvWords, 4>(
+        load_k(rows.x, channel8),
+        load_k(rows.y, channel8),
+        load_k(rows.z, channel8),
+        load_k(rows.w, channel8),
+    );
+}
+
+fn four_v(rows: vec4<u32>, channel8: u32) -> array<KvWords, 4> {
+    return array<KvWords, 4>(
+        load_v(rows.x, channel8),
+        load_v(rows.y, channel8),
+        load_v(rows.z, channel8),
+        load_v(rows.w, channel8),
+    );
 }
 
 // A thread's share of the scores of one key.
 fn share_of(words: KvWords, low: array<Heads, 4>, high: array<Heads, 4>) -> Heads {
     let a = low_channels(words);
     let b = high_channels(words);
-    return ((low[0] * a.x + low[1] * a.y) + (low[2] * a.z + low[3] * a.w))
-        + ((high[0] * b.x + high[1] * b.y) + (high[2] * b.z + high[3] * b.w));
+    return low[0] * a.x + low[1] * a.y + low[2] * a.z + low[3] * a.w
+        + high[0] * b.x + high[1] * b.y + high[2] * b.z + high[3] * b.w;
 }
 
 fn weighted(sums: array<Heads, 4>, weight: Heads, value: vec4<f32>) -> array<Heads, 4> {
@@ -95,19 +110,30 @@ struct Weights {
     shrink: Heads,
 }
 
+// Whether there is such a head among those served.
+fn serves(item: SpanPart, head: u32) -> bool {
+    return head < HEADS_PER_ITEM && item.first_head % GQA_GROUP + head < GQA_GROUP;
+}
+
+// Where the part's partial result of a head lies.
+fn partial_at(item: SpanPart, head: u32) -> u32 {
+    let later = item.first_row + item.part * GQA_GROUP + item.first_head % GQA_GROUP + head;
+    return select(later, item.first_head + head, item.part == 0u) * PARTIAL;
+}
+
 // Adds up over the lanes what lies in `shares`: of each thread's eight channels KEYS_PER_LANE from first_channel on.
-fn write_channels(item: u32, first_channel: u32, thread: u32) {
+fn write_channels(item: SpanPart, first_channel: u32, thread: u32) {
     workgroupBarrier();
     for (var index = thread; index < HEAD_DIM8 * KEYS_PER_LANE * HEADS_WIDTH; index += THREADS) {
         let head = index % HEADS_WIDTH;
         let channel = (index / HEADS_WIDTH) % KEYS_PER_LANE;
         let channel8 = index / (HEADS_WIDTH * KEYS_PER_LANE);
-        if (head < HEADS_PER_ITEM) {
+        if (serves(item, head)) {
             var sum = 0.0;
             for (var lane = 0u; lane < LANES; lane += 1u) {
                 sum += share_of_head((channel * LANES + lane) * HEAD_DIM8 + channel8, head);
             }
-            partials[(item * HEADS_PER_ITEM + head) * PARTIAL + 8u * channel8 + first_channel + channel] = sum;
+            partials[partial_at(item, head) + 8u * channel8 + first_channel + channel] = sum;
         }
     }
 }
@@ -115,22 +141,23 @@ fn write_channels(item: u32, first_channel: u32, thread: u32) {
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let item = items[group.x];
-    let span = spans[item.kv_head];
-    let q_pos = state.start;
-    let visible = visible_keys(span, q_pos);
-    let share = keys_per_part(visible, item.parts);
-    let first = item.part * share;
+    let causal = state.start + 1u;
+    let visible = visible_keys(item, causal);
+    let first = item.part * DECODE_ROUND;
     // Nobody reads the result of a part without keys.
     if (state.len == 0u || first >= visible) {
         return;
     }
-    let end = min(first + share, visible);
-    let local_start = window_start(span, q_pos);
+    let sink_end = min(causal, item.sink);
+    let ring_start = (causal - visible) % max(item.ring, 1u);
+    let in_ring = item.slot_offset + ring_start;
     let keys = Keys(
-        span,
-        min(span.sink, q_pos + 1u),
-        (local_start - span.sink) % max(span.ring, 1u),
-        end - 1u,
+        visible - 1u,
+        sink_end,
+        item.ring - ring_start + sink_end,
+        item.slot_offset,
+        in_ring,
+        in_ring - item.ring,
     );
 
     let lane = thread / HEAD_DIM8;
@@ -147,26 +174,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sums_high = array<Heads, 4>(zero, zero, zero, zero);
     var row_max = Heads(UNSEEN);
     var row_sum = zero;
-    for (var round = first; round < end; round += DECODE_ROUND) {
-        let row_0 = row_of(keys, round + own_lane);
-        let row_1 = row_of(keys, round + LANES + own_lane);
-        let row_2 = row_of(keys, round + 2u * LANES + own_lane);
-        let row_3 = row_of(keys, round + 3u * LANES + own_lane);
-        let k_0 = load_k(row_0, channel8);
-        let k_1 = load_k(row_1, channel8);
-        let v_0 = load_v(row_0, channel8);
-        let v_1 = load_v(row_1, channel8);
-        let k_2 = load_k(row_2, channel8);
-        let k_3 = load_k(row_3, channel8);
-        let v_2 = load_v(row_2, channel8);
-        let v_3 = load_v(row_3, channel8);
+    for (var round = first; round < visible; round += item.parts * DECODE_ROUND) {
+        let rows = rows_of(keys, round + own_lane);
+        let k = four_k(rows, channel8);
+        let v = four_v(rows, channel8);
         let parts = array<Heads, 4>(
-            share_of(k_0, q_low, q_high),
-            share_of(k_1, q_low, q_high),
-            share_of(k_2, q_low, q_high),
-            share_of(k_3, q_low, q_high),
+            share_of(k[0], q_low, q_high),
+            share_of(k[1], q_low, q_high),
+            share_of(k[2], q_low, q_high),
+            share_of(k[3], q_low, q_high),
         );
-        let weights = weights_of(Place(thread, own_lane, slot, stores), parts, round, end, row_max, row_sum);
+        let weights = weights_of(Place(thread, own_lane, slot, stores), parts, round, visible, row_max, row_sum);
         row_max = weights.row_max;
         row_sum = weights.row_sum;
         if (weights.raised) {
@@ -174,10 +192,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             sums_high = scaled(sums_high, weights.shrink);
         }
         let w = weights.of_keys;
-        sums_low = weighted(weighted(sums_low, w[0], low_channels(v_0)), w[1], low_channels(v_1));
-        sums_high = weighted(weighted(sums_high, w[0], high_channels(v_0)), w[1], high_channels(v_1));
-        sums_low = weighted(weighted(sums_low, w[2], low_channels(v_2)), w[3], low_channels(v_3));
-        sums_high = weighted(weighted(sums_high, w[2], high_channels(v_2)), w[3], high_channels(v_3));
+        sums_low = weighted(weighted(sums_low, w[0], low_channels(v[0])), w[1], low_channels(v[1]));
+        sums_high = weighted(weighted(sums_high, w[0], high_channels(v[0])), w[1], high_channels(v[1]));
+        sums_low = weighted(weighted(sums_low, w[2], low_channels(v[2])), w[3], low_channels(v[3]));
+        sums_high = weighted(weighted(sums_high, w[2], high_channels(v[2])), w[3], high_channels(v[3]));
     }
     row_sum = lane_sum(row_sum);
 
@@ -206,13 +224,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (thread == 0u) {
         lane_sums[LANES] = part_max;
     }
-    write_channels(group.x, 0u, thread);
-    if (thread < HEADS_PER_ITEM) {
+    write_channels(item, 0u, thread);
+    if (serves(item, thread)) {
         var total = 0.0;
         for (var other = 0u; other < LANES; other += 1u) {
             total += lane_sum_of_head(other, thread);
         }
-        let at = (group.x * HEADS_PER_ITEM + thread) * PARTIAL + HEAD_DIM;
+        let at = partial_at(item, thread) + HEAD_DIM;
         partials[at] = lane_sum_of_head(LANES, thread);
         partials[at + 1u] = total;
     }
@@ -223,5 +241,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         shares[2u * LANES * HEAD_DIM8 + slot] = sums_high[2];
         shares[3u * LANES * HEAD_DIM8 + slot] = sums_high[3];
     }
-    write_channels(group.x, 4u, thread);
+    write_channels(item, 4u, thread);
 }

@@ -1,18 +1,17 @@
 // Joins the partial results of decode attention: softmax over all parts of a head's keys.
 //
 // partials  rows of head_dim values (weighted sums of V), row_max, row_sum
-// heads  where each query head's partials lie            y  [heads][head_dim] f32 or codes
+// items  the work list; the first entry of each KV head tells where its partials lie and how many there are
+// y  [heads][head_dim] f32 or codes
 // Grid: (heads * head_dim / MERGE_CHANNELS); a workgroup of 256 gives MERGE_CHANNELS channels of a head; the threads
-// beyond take other parts, four at a time. Parts without keys are not read. A thread has its own online softmax, and
-// lanes are joined at the end. Numerics: f32. Twin: reference/src/merge_lse.rs.
+// beyond take other parts, four at a time. The first part always has keys and lies by head: it is on its way before
+// anything is known. Parts without keys are not read. A thread has its own online softmax, and lanes are joined at the
+// end. Numerics: f32. Twin: reference/src/merge_lse.rs.
 
 @group(0) @binding(1) var<storage, read> state: StepState;
 @group(0) @binding(2) var<storage, read> partials: array<f32>;
-@group(0) @binding(3) var<storage, read> heads: array<HeadParts>;
-@group(0) @binding(5) var<uniform> spans: array<HeadSpan, KV_HEADS>;
 
 const THREADS: u32 = 256u;
-const PARTIAL: u32 = HEAD_DIM + 2u;
 const LANES: u32 = THREADS / MERGE_CHANNELS;
 const SLICES: u32 = HEAD_DIM / MERGE_CHANNELS;
 
@@ -23,68 +22,73 @@ var<workgroup> lanes: array<vec2<f32>, LANES>;
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let head = group.x / SLICES;
-    let places = heads[head];
-    let visible = visible_keys(spans[head / GQA_GROUP], state.start);
+    let channel = (group.x % SLICES) * MERGE_CHANNELS + thread % MERGE_CHANNELS;
+    let lane = thread / MERGE_CHANNELS;
+    let own = lane == 0u;
+    var row_max = partials[head * PARTIAL + HEAD_DIM];
+    var row_sum = partials[head * PARTIAL + HEAD_DIM + 1u];
+    var sum = partials[head * PARTIAL + channel];
+    let item = items[head / GQA_GROUP * ITEMS_PER_PART];
+    let visible = visible_keys(item, state.start + 1u);
     if (state.len == 0u) {
         return;
     }
-    let share = keys_per_part(visible, places.parts);
-    let parts = (visible + share - 1u) / share;
-    let channel = (group.x % SLICES) * MERGE_CHANNELS + thread % MERGE_CHANNELS;
-    let lane = thread / MERGE_CHANNELS;
-
-    var row_max = UNSEEN;
-    var row_sum = 0.0;
-    var sum = 0.0;
-    let step = places.stride * PARTIAL;
-    for (var part = lane; part < parts; part += 4u * LANES) {
-        // Past the end the last part again, without weight.
-        let nth = min(vec4<u32>(part) + vec4<u32>(0u, 1u, 2u, 3u) * LANES, vec4<u32>(parts - 1u));
-        let at = places.first * PARTIAL + nth * step;
-        let values = vec4<f32>(
-            partials[at.x + channel],
-            partials[at.y + channel],
-            partials[at.z + channel],
-            partials[at.w + channel],
-        );
-        var part_max = vec4<f32>(
-            partials[at.x + HEAD_DIM],
-            partials[at.y + HEAD_DIM],
-            partials[at.z + HEAD_DIM],
-            partials[at.w + HEAD_DIM],
-        );
-        let part_sums = vec4<f32>(
-            partials[at.x + HEAD_DIM + 1u],
-            partials[at.y + HEAD_DIM + 1u],
-            partials[at.z + HEAD_DIM + 1u],
-            partials[at.w + HEAD_DIM + 1u],
-        );
-        let ends = vec4<u32>(part) + vec4<u32>(0u, 1u, 2u, 3u) * LANES < vec4<u32>(parts);
-        part_max = select(vec4<f32>(UNSEEN), part_max, ends);
-        let new_max = max(row_max, max(max(part_max.x, part_max.y), max(part_max.z, part_max.w)));
-        let weights = exp(part_max - vec4<f32>(new_max));
-        let shrink = exp(row_max - new_max);
-        row_max = new_max;
-        row_sum = row_sum * shrink + dot(weights, part_sums);
-        sum = sum * shrink + dot(weights, values);
-    }
-    sums[thread] = sum;
-    if (thread % MERGE_CHANNELS == 0u) {
-        lanes[lane] = vec2<f32>(row_max, row_sum);
-    }
-    workgroupBarrier();
-    if (thread < MERGE_CHANNELS) {
-        for (var other = 0u; other < LANES; other += 1u) {
-            row_max = max(row_max, lanes[other].x);
+    let parts = min(item.parts, (visible + DECODE_ROUND - 1u) / DECODE_ROUND);
+    if (parts > 1u) {
+        // Only the first lane keeps the first part.
+        row_max = select(UNSEEN, row_max, own);
+        row_sum = select(0.0, row_sum, own);
+        sum = select(0.0, sum, own);
+        for (var part = select(lane, LANES, own); part < parts; part += 4u * LANES) {
+            let nth = vec4<u32>(part) + vec4<u32>(0u, 1u, 2u, 3u) * LANES;
+            // Past the end the last part again, without weight.
+            let at = (min(nth, vec4<u32>(parts - 1u)) * GQA_GROUP + (item.first_row + head % GQA_GROUP)) * PARTIAL;
+            let values = vec4<f32>(
+                partials[at.x + channel],
+                partials[at.y + channel],
+                partials[at.z + channel],
+                partials[at.w + channel],
+            );
+            var part_max = vec4<f32>(
+                partials[at.x + HEAD_DIM],
+                partials[at.y + HEAD_DIM],
+                partials[at.z + HEAD_DIM],
+                partials[at.w + HEAD_DIM],
+            );
+            let part_sums = vec4<f32>(
+                partials[at.x + HEAD_DIM + 1u],
+                partials[at.y + HEAD_DIM + 1u],
+                partials[at.z + HEAD_DIM + 1u],
+                partials[at.w + HEAD_DIM + 1u],
+            );
+            part_max = select(vec4<f32>(UNSEEN), part_max, nth < vec4<u32>(parts));
+            let new_max = max(row_max, max(max(part_max.x, part_max.y), max(part_max.z, part_max.w)));
+            let weights = exp(part_max - vec4<f32>(new_max));
+            let shrink = exp(row_max - new_max);
+            row_max = new_max;
+            row_sum = row_sum * shrink + dot(weights, part_sums);
+            sum = sum * shrink + dot(weights, values);
         }
-        var total = 0.0;
-        sum = 0.0;
-        for (var other = 0u; other < LANES; other += 1u) {
-            let weight = exp(lanes[other].x - row_max);
-            total += weight * lanes[other].y;
-            sum += weight * sums[other * MERGE_CHANNELS + thread];
+        sums[thread] = sum;
+        if (thread % MERGE_CHANNELS == 0u) {
+            lanes[lane] = vec2<f32>(row_max, row_sum);
         }
-        keep(thread, head * HEAD_DIM + channel, sum / total);
+        workgroupBarrier();
+        if (own) {
+            for (var other = 1u; other < LANES; other += 1u) {
+                row_max = max(row_max, lanes[other].x);
+            }
+            row_sum = 0.0;
+            sum = 0.0;
+            for (var other = 0u; other < LANES; other += 1u) {
+                let weight = exp(lanes[other].x - row_max);
+                row_sum += weight * lanes[other].y;
+                sum += weight * sums[other * MERGE_CHANNELS + thread];
+            }
+        }
+    }
+    if (own) {
+        keep(thread, head * HEAD_DIM + channel, sum / row_sum);
     }
     finish(thread, group.x * MERGE_CHANNELS, HEADS * HEAD_DIM);
 }

@@ -1,14 +1,11 @@
-// How the keys that a query sees are cut into the parts of decode attention's work list.
+// The work list of decode attention: which keys that a query sees are whose, and where partial results lie.
 
-// Keys that the query at q_pos sees: those of the sink, then those of the window.
-fn visible_keys(span: HeadSpan, q_pos: u32) -> u32 {
-    let causal = q_pos + 1u;
-    let local_start = window_start(span, q_pos);
-    return min(span.sink, causal) + (max(causal, local_start) - local_start);
-}
+@group(0) @binding(5) var<storage, read> items: array<SpanPart>;
 
-// Keys of every part but the last one that has any: whole rounds, so that few keys make few parts.
-fn keys_per_part(visible: u32, parts: u32) -> u32 {
-    let share = (visible + parts - 1u) / parts;
-    return ((share + DECODE_ROUND - 1u) / DECODE_ROUND) * DECODE_ROUND;
+const PARTIAL: u32 = HEAD_DIM + 2u;
+
+// Keys that a query with so many keys behind it, its own included, sees: those of the sink, then those of the window.
+fn visible_keys(item: SpanPart, causal: u32) -> u32 {
+    let in_sink = min(causal, item.sink);
+    return in_sink + min(causal - in_sink, item.window);
 }

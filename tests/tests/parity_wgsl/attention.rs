@@ -1,13 +1,13 @@
 //! Attention of chunks and of single tokens.
 
 use bytemuck::cast_slice;
-use moa_mask::abi::{DecodeItem, HeadParts, HeadSpan};
+use moa_mask::abi::HeadSpan;
 use moa_mask::{HeadMask, KvFormat};
 use moa_reference::attention_decode::{DecodeHead, attention_decode};
 use moa_reference::attention_prefill::attention_prefill;
 use moa_reference::compare::{Tolerance, compare};
 use moa_reference::merge_lse::{Part, merge_lse};
-use moa_shaders::{ATTENTION_ROWS, Dialect, HeadShape, Kernel};
+use moa_shaders::{ATTENTION_ROWS, Dialect, HeadShape, Kernel, WorkList};
 use moa_tests::attention::{Inputs, unpacked};
 use moa_tests::cases::{self, AttentionCase};
 use moa_tests::gpu::{Data, floats, reductions, test_gpu, test_gpu_in};
@@ -206,34 +206,6 @@ fn prefill_attention_never_looks_at_forbidden_keys() {
     }
 }
 
-/// The work list as the engine makes it, at so many rounds to a part.
-fn work_list(case: &AttentionCase, rounds: u32) -> (Vec<DecodeItem>, Vec<HeadParts>) {
-    let shape = case.head_shape();
-    let (served, sharing) = (shape.heads_per_item(), shape.items_per_part());
-    let group = shape.gqa_group();
-    let (mut items, mut heads, mut partial) = (Vec::new(), Vec::new(), 0);
-    for (kv_head, mask) in (0..case.kv_heads).zip(&case.masks) {
-        let keys = rounds * shape.decode_round();
-        let parts = mask.span().min(case.context).div_ceil(keys);
-        for part in 0..parts {
-            items.extend((0..sharing).map(|item| DecodeItem {
-                kv_head,
-                first_head: kv_head * group + item * served,
-                part,
-                parts,
-            }));
-        }
-        heads.extend((0..group).map(|head| HeadParts {
-            first: partial + head,
-            stride: sharing * served,
-            parts,
-            reserved: 0,
-        }));
-        partial += parts * sharing * served;
-    }
-    (items, heads)
-}
-
 fn run_decode_of(
     dialect: Dialect,
     format: KvFormat,
@@ -242,24 +214,22 @@ fn run_decode_of(
     forbidden: u32,
     rounds: u32,
 ) -> Vec<f32> {
-    let (items, heads) = work_list(case, rounds);
-    let spans = case.spans();
     let shape = case.head_shape();
+    let list = WorkList::of_rounds(&case.spans(), case.context, shape, rounds);
     let ring = |rows| ring(case, format, rows, case.start + 1, forbidden);
-    let words = items.len() * (shape.heads_per_item() * (case.head_dim + 2)) as usize;
+    let words = (list.partials * (case.head_dim + 2)) as usize;
     let count = |len: usize| u32::try_from(len).unwrap();
     let mut gpu = test_gpu_in(dialect);
     let partials = gpu.run(
         Kernel::AttentionDecode(format),
         shape,
-        (count(items.len()), 1),
+        (count(list.items.len()), 1),
         &[
             ("state", Data::U32(&state(case.start, 1))),
             ("q", Data::F32(&inputs.q)),
             ("k_ring", Data::U32(&ring(&inputs.k))),
             ("v_ring", Data::U32(&ring(&inputs.v))),
-            ("spans", Data::U32(cast_slice(&spans))),
-            ("items", Data::U32(cast_slice(&items))),
+            ("items", Data::U32(cast_slice(&list.items))),
             ("partials", Data::Poison(words)),
         ],
     );
@@ -270,9 +240,8 @@ fn run_decode_of(
         &[
             ("state", Data::U32(&state(case.start, 1))),
             ("partials", Data::U32(&partials["partials"])),
-            ("heads", Data::U32(cast_slice(&heads))),
-            ("spans", Data::U32(cast_slice(&spans))),
             ("y", Data::Poison(inputs.q.len())),
+            ("items", Data::U32(cast_slice(&list.items))),
         ],
     );
     floats(&joined["y"])
@@ -419,6 +388,21 @@ fn caches_of_bytes_are_read_as_what_the_bytes_mean() {
     }
 }
 
+/// The work list of one dense KV head in so many parts, and a position at which so many of them have keys: one key in
+/// the last of those.
+pub(crate) fn list_of_parts(shape: HeadShape, parts: u32, with_keys: u32) -> (WorkList, u32) {
+    let round = shape.decode_round();
+    let dense = HeadSpan {
+        sink: 0,
+        window: u32::MAX,
+        ring: parts * round,
+        slot_offset: 0,
+    };
+    let list = WorkList::of_rounds(&[dense], parts * round, shape, 1);
+    assert_eq!(list.items[0].parts, parts);
+    (list, (with_keys - 1) * round)
+}
+
 #[test]
 #[cfg_attr(
     skip_wgpu,
@@ -458,30 +442,16 @@ fn many_parts_are_joined_as_their_twin_says() {
         }
         // Parts without keys: what lies there is never read.
         partials.resize(partials.len() + 5 * 2 * (width + 2), f32::NAN);
-        let heads = [0, 1].map(|first| HeadParts {
-            first,
-            stride: 2,
-            parts: parts + 5,
-            reserved: 0,
-        });
-        // One key in the last part that has any.
-        let visible = (parts - 1) * shape.decode_round() + 1;
-        let span = HeadSpan {
-            sink: 0,
-            window: u32::MAX,
-            ring: visible,
-            slot_offset: 0,
-        };
+        let (list, start) = list_of_parts(shape, parts + 5, parts);
         let joined = test_gpu().run(
             Kernel::MergeLse { codes: None },
             shape,
             (2 * head_dim / shape.merge_channels(), 1),
             &[
-                ("state", Data::U32(&state(visible - 1, 1))),
+                ("state", Data::U32(&state(start, 1))),
                 ("partials", Data::F32(&partials)),
-                ("heads", Data::U32(cast_slice(&heads))),
-                ("spans", Data::U32(cast_slice(&[span]))),
                 ("y", Data::Poison(2 * width)),
+                ("items", Data::U32(cast_slice(&list.items))),
             ],
         );
         let actual = floats(&joined["y"]);

@@ -1,7 +1,7 @@
 //! Inputs and outputs as codes: bytes with a scale for 16 columns, in the order of the weights that they meet.
 
 use bytemuck::{bytes_of, cast_slice};
-use moa_mask::abi::{HeadParts, HeadSpan, ProjectParams};
+use moa_mask::abi::ProjectParams;
 use moa_reference::compare::{Tolerance, compare};
 use moa_reference::merge_lse::{Part, merge_lse};
 use moa_reference::project::project;
@@ -9,6 +9,7 @@ use moa_shaders::{Dialect, HeadShape, Kernel, Lanes, VectorType, WeightType};
 use moa_tests::gpu::{Data, POISON, TestGpu, floats, packed, reductions, test_gpu_in};
 use moa_tests::random::Random;
 
+use crate::attention::list_of_parts;
 use crate::file::File;
 use crate::fused::{EPS, GATE_UP, PROJECT, PROJECT_CASES, SHAPE};
 use crate::gates::Gates;
@@ -306,19 +307,7 @@ fn parts_are_joined_into_codes() {
                     row_sum: row_sum.into(),
                 });
             }
-            let heads = [0, 1].map(|first| HeadParts {
-                first,
-                stride: 2,
-                parts,
-                reserved: 0,
-            });
-            let visible = (parts - 1) * shape.decode_round() + 1;
-            let span = HeadSpan {
-                sink: 0,
-                window: u32::MAX,
-                ring: visible,
-                slot_offset: 0,
-            };
+            let (list, start) = list_of_parts(shape, parts, parts);
             let words = (2 * head_dim as usize) / 32 * 12;
             let run = |tokens: u32, partials: &[f32]| {
                 let joined = test_gpu_in(Dialect::BASE).run(
@@ -328,11 +317,10 @@ fn parts_are_joined_into_codes() {
                     shape,
                     (2 * head_dim / shape.merge_channels(), 1),
                     &[
-                        ("state", Data::U32(&state(visible - 1, tokens))),
+                        ("state", Data::U32(&state(start, tokens))),
                         ("partials", Data::F32(partials)),
-                        ("heads", Data::U32(cast_slice(&heads))),
-                        ("spans", Data::U32(cast_slice(&[span]))),
                         ("y", Data::Poison(words)),
+                        ("items", Data::U32(cast_slice(&list.items))),
                     ],
                 );
                 joined["y"].clone()
