@@ -44,7 +44,13 @@ abi_consts! {
     /// Weights that share one scale, along the input dimension.
     QUANT_GROUP = 32;
     /// Inputs of a product that share one scale where they come as codes.
-    CODE_GROUP = 16;
+    CODE_GROUP = 8;
+    /// Groups of [`QUANT_GROUP`] columns whose codes lie together, plane by plane, so that neighboring threads read
+    /// neighboring vectors.
+    CODE_TILE = 32;
+    /// Planes of such a tile, of a vector of four words a group: bytes in the order of q4 weights (two planes), in that of q8
+    /// weights (two), and for each [`CODE_GROUP`] step and sum in one word, and the sum of squares before a norm.
+    CODE_PLANES = 6;
     /// Tokens that may be taken back exactly.
     KV_SLACK = crate::SLACK;
     /// Keys that one workgroup of decode attention serves at most.
@@ -57,6 +63,12 @@ abi_consts! {
     MAX_STOPS = 15;
     /// In the counts of tokens: the token is in the prompt. The bits below count how often it was generated.
     IN_PROMPT = 1 << 31;
+}
+
+/// Bytes of the codes of so many columns.
+pub const fn code_bytes(cols: u32) -> u64 {
+    let tiles = cols.div_ceil(QUANT_GROUP * CODE_TILE);
+    16 * CODE_TILE as u64 * CODE_PLANES as u64 * tiles as u64
 }
 
 abi_struct! {

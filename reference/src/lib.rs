@@ -16,6 +16,7 @@ pub mod argmax;
 pub mod attention_backward;
 pub mod attention_decode;
 pub mod attention_prefill;
+pub mod codes;
 pub mod compare;
 pub mod cross_entropy;
 pub mod embedding;

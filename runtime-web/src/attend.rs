@@ -1,7 +1,7 @@
 //! The dispatches between the projections: rotation, the way into the rings, attention of a chunk and of one token.
 
 use moa_mask::KvFormat;
-use moa_shaders::{ELEMENT_THREADS, Kernel, KvTarget, WeightType};
+use moa_shaders::{ELEMENT_THREADS, Kernel, KvTarget};
 
 use crate::buffers::LayerCache;
 use crate::program::Builder;
@@ -96,13 +96,8 @@ impl Builder<'_, '_> {
         )
     }
 
-    /// Attention over the ring in parts, and their joining; the results as codes for a product with weights of a type, or
-    /// as they are.
-    pub(crate) fn attend_decode(
-        &mut self,
-        cache: &LayerCache,
-        codes: Option<WeightType>,
-    ) -> Vec<Step> {
+    /// Attention over the ring in parts, and their joining; the results as codes, or as they are.
+    pub(crate) fn attend_decode(&mut self, cache: &LayerCache, codes: bool) -> Vec<Step> {
         let buffers = self.buffers;
         let shape = self.setup.heads();
         let attention = self.step(
@@ -125,6 +120,7 @@ impl Builder<'_, '_> {
                 ("partials", &buffers.partials),
                 ("y", &buffers.attended),
                 ("items", &cache.items),
+                ("codes", &buffers.codes),
             ],
         );
         vec![attention, merge]

@@ -126,6 +126,10 @@ pub(crate) struct Buffers {
     pub(crate) rope: wgpu::Buffer,
     pub(crate) hidden: wgpu::Buffer,
     pub(crate) normed: wgpu::Buffer,
+    /// The token in flight as codes that have met the next norm's weights.
+    pub(crate) hidden_codes: wgpu::Buffer,
+    /// What goes into a product with a residual, as codes: attention's results, then those of the gate.
+    pub(crate) codes: wgpu::Buffer,
     pub(crate) q: wgpu::Buffer,
     pub(crate) k: wgpu::Buffer,
     pub(crate) v: wgpu::Buffer,
@@ -169,6 +173,11 @@ impl Buffers {
         let gate = row("gate", config.ffn_dim);
         let up = row("up", config.ffn_dim);
         let tokens = row("tokens", 1);
+        let mut codes = |label: &str, cols| {
+            allocator.storage("activations", label, moa_mask::abi::code_bytes(cols))
+        };
+        let hidden_codes = codes("hidden_codes", config.hidden_dim);
+        let codes = codes("codes", config.q_dim().max(config.ffn_dim));
         let layers = (0..setup.masks().layers())
             .map(|layer| LayerCache::new(allocator, setup, layer))
             .collect();
@@ -179,6 +188,8 @@ impl Buffers {
             rope: allocator.table("rope", &rope),
             hidden,
             normed,
+            hidden_codes,
+            codes,
             q,
             k,
             v,
@@ -217,6 +228,8 @@ impl Buffers {
             &self.rope,
             &self.hidden,
             &self.normed,
+            &self.hidden_codes,
+            &self.codes,
             &self.q,
             &self.k,
             &self.v,

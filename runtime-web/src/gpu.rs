@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use moa_shaders::{Products, Variant};
+use moa_shaders::{Products, Variant, WIDE_WORKGROUP};
 
 use crate::error::{EngineError, Result};
 use crate::signal::signal;
@@ -323,7 +323,7 @@ impl Gpu {
     }
 }
 
-/// WebGPU's defaults, raised to what is needed where the adapter has it.
+/// WebGPU's defaults, raised to what is needed where the adapter has it, and to the largest workgroups of use.
 fn limits_for(needs: Needs, offered: &wgpu::Limits) -> Result<wgpu::Limits> {
     let mut limits = wgpu::Limits::default();
     let raise = |what, default: u64, needed: u64, offered: u64| {
@@ -355,6 +355,13 @@ fn limits_for(needs: Needs, offered: &wgpu::Limits) -> Result<wgpu::Limits> {
     limits.max_buffer_size = limits.max_buffer_size.max(table_bytes);
     limits.max_storage_buffer_binding_size =
         limits.max_storage_buffer_binding_size.max(table_bytes);
+    // Kernels do without where it is not offered.
+    if offered.max_compute_invocations_per_workgroup >= WIDE_WORKGROUP
+        && offered.max_compute_workgroup_size_x >= WIDE_WORKGROUP
+    {
+        limits.max_compute_invocations_per_workgroup = WIDE_WORKGROUP;
+        limits.max_compute_workgroup_size_x = WIDE_WORKGROUP;
+    }
     Ok(limits)
 }
 
@@ -428,6 +435,17 @@ mod tests {
             limits_for(needs(200 << 20), &default).is_err(),
             "defaults forced"
         );
+        let wide = wgpu::Limits {
+            max_compute_invocations_per_workgroup: 1024,
+            max_compute_workgroup_size_x: 1024,
+            ..default.clone()
+        };
+        let asked_for = limits_for(needs(1 << 20), &wide).unwrap();
+        assert_eq!(
+            asked_for.max_compute_invocations_per_workgroup,
+            WIDE_WORKGROUP
+        );
+        assert_eq!(asked_for.max_compute_workgroup_size_x, WIDE_WORKGROUP);
         // What would only be better is asked for as far as it goes, and refused by nobody.
         let table = |bytes| Needs {
             table_bytes: bytes,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use moa_shaders::{Access, Dialect, ENTRY_POINT, HeadShape, Kernel};
+use moa_shaders::{Access, Dialect, ENTRY_POINT, HeadShape, Kernel, WIDE_WORKGROUP};
 
 use crate::gpu::Gpu;
 
@@ -44,6 +44,15 @@ impl<'a> Pipelines<'a> {
     /// Whether the variant rounds inputs of products to bytes.
     pub(crate) fn packed(&self) -> bool {
         self.dialect.variant.packed
+    }
+
+    /// Whether workgroups may have [`WIDE_WORKGROUP`] threads.
+    pub(crate) fn wide(&self) -> bool {
+        self.gpu
+            .device
+            .limits()
+            .max_compute_invocations_per_workgroup
+            >= WIDE_WORKGROUP
     }
 
     /// Stem and variant.

@@ -36,6 +36,8 @@ pub(crate) struct Program {
     pub(crate) layers: Vec<LayerSteps>,
     /// Final norm and `lm_head` for the last token in flight.
     pub(crate) logits: Vec<Step>,
+    /// The same after a decoded token, where its last layer leaves codes.
+    decode_logits: Option<Vec<Step>>,
     /// The choice of the next token, greedily and otherwise.
     pub(crate) argmax: [Step; 2],
     pub(crate) sample: Step,
@@ -69,12 +71,17 @@ impl Program {
             buffers,
             params: BTreeMap::new(),
             kernels,
+            arrives_as_codes: false,
         };
         let embedding = builder.embedding()?;
         let layers = (0..setup.config().layers)
             .zip(&buffers.layers)
             .map(|(layer, cache)| builder.layer(layer, cache))
             .collect::<Result<_>>()?;
+        let decode_logits = builder
+            .arrives_as_codes
+            .then(|| builder.fused_logits(true))
+            .transpose()?;
         let logits = builder.logits()?;
         let params = builder.row_params(setup.config().vocab_size, false);
         let argmax = [
@@ -86,6 +93,7 @@ impl Program {
             embedding,
             layers,
             logits,
+            decode_logits,
             argmax,
             sample,
         })
@@ -99,7 +107,8 @@ impl Program {
     /// The dispatches of one decoded token, its choice left out.
     pub(crate) fn token(&self) -> impl Iterator<Item = &Step> {
         let layers = self.layers.iter().flat_map(|layer| &layer.decode);
-        self.embedding.iter().chain(layers).chain(&self.logits)
+        let logits = self.decode_logits.as_ref().unwrap_or(&self.logits);
+        self.embedding.iter().chain(layers).chain(logits)
     }
 }
 
@@ -112,6 +121,8 @@ pub(crate) struct Builder<'a, 'g> {
     /// One uniform buffer for each distinct set of constants.
     params: BTreeMap<Vec<u8>, wgpu::Buffer>,
     kernels: DecodeKernels,
+    /// Whether the token in flight comes from the layer before as codes too.
+    pub(crate) arrives_as_codes: bool,
 }
 
 /// What a weight matrix is multiplied with, and where the product goes.
@@ -128,6 +139,11 @@ impl<'a> Builder<'a, '_> {
     /// Whether inputs of products are rounded to bytes in decode.
     pub(crate) fn packed(&self) -> bool {
         self.pipelines.packed()
+    }
+
+    /// Whether workgroups may be larger than by default.
+    pub(crate) fn wide(&self) -> bool {
+        self.pipelines.wide()
     }
 
     pub(crate) fn params(&mut self, data: &[u8]) -> wgpu::Buffer {
@@ -459,7 +475,7 @@ impl<'a> Builder<'a, '_> {
             DecodeKernels::Separate => [
                 before,
                 self.rope_decode(cache),
-                self.attend_decode(cache, None),
+                self.attend_decode(cache, false),
                 out,
                 gate_up,
                 down,
@@ -476,7 +492,7 @@ impl<'a> Builder<'a, '_> {
 
     fn logits(&mut self) -> Result<Vec<Step>> {
         if self.kernels == DecodeKernels::Fused {
-            return self.fused_logits();
+            return self.fused_logits(false);
         }
         let buffers = self.buffers;
         let mut steps = vec![self.norm(FINAL_NORM, true)?];

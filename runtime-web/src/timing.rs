@@ -11,6 +11,9 @@ use crate::step::Step;
 /// Dispatches beside which two timestamps cost little, and no more tokens chosen than there is room for.
 const MANY_DISPATCHES: usize = 32;
 
+/// Tokens between two timestamps, where there is room for them.
+const TIMED_TOKENS: u32 = 16;
+
 /// One kernel of a decoded token, all its dispatches together.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -133,6 +136,29 @@ impl Engine {
         }
         list.sort_by(|a, b| b.secs.total_cmp(&a.secs));
         Ok(list)
+    }
+
+    /// Seconds of a whole decoded token, chosen greedily: one after the other, as a batch has them, between two
+    /// timestamps; the median of `repetitions`. The same conditions as for [`Engine::time_kernels`].
+    pub async fn time_token(&mut self, repetitions: u32) -> Result<f64> {
+        self.ready()?;
+        self.landed()?;
+        self.check_room(1)?;
+        let tokens = TIMED_TOKENS.min(self.setup.context() - self.len);
+        let mut secs = Vec::new();
+        for _ in 0..repetitions.max(1) {
+            self.write_state(1);
+            let encode = |pass: &mut wgpu::ComputePass<'_>| {
+                for _ in 0..tokens {
+                    for step in self.program.token().chain(&self.program.argmax) {
+                        step.encode(pass, 1);
+                    }
+                }
+            };
+            secs.push(self.gpu.time(encode).await? / f64::from(tokens));
+        }
+        secs.sort_by(f64::total_cmp);
+        Ok(secs[secs.len() / 2])
     }
 
     /// Pretends that `len` tokens are in the cache, whatever it holds: what decoding costs does not depend on the

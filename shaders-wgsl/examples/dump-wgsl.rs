@@ -18,9 +18,6 @@ fn dump(out: &PathBuf) -> io::Result<usize> {
             head_permutations()
         };
         for kernel in kernels {
-            if !kernel.serves(shape) {
-                continue;
-            }
             let model = format!("h{}_kv{}_d{}", shape.heads, shape.kv_heads, shape.head_dim);
             let name = format!("{model}.{}.wgsl", kernel.label());
             fs::write(out.join(name), kernel.source(shape))?;

@@ -7,7 +7,7 @@ use moa_mask::KvFormat;
 use moa_mask::abi::{self, GateUpParams, ProjectParams, QkvParams};
 
 use crate::variant::{Dialect, Products, Variant};
-use crate::{HeadShape, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
+use crate::{HeadShape, Inputs, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
 
 /// A source as the build script has left it.
 macro_rules! wgsl {
@@ -42,7 +42,7 @@ const fn vector(vector: VectorType) -> &'static str {
 }
 
 const WORDS: &str = wgsl!("shared/words.wgsl");
-const FOUR_ROWS: &str = wgsl!("shared/four_rows.wgsl");
+const CODES: &str = wgsl!("shared/codes.wgsl");
 const ROWS_IN_PIECES: &str = wgsl!("shared/rows_in_pieces.wgsl");
 
 /// Weights in blocks, found by their places in a binding.
@@ -53,22 +53,6 @@ const fn blocks(weight: WeightType) -> &'static [&'static str] {
         WeightType::Q8 => &[WORDS, wgsl!("shared/blocks_q8.wgsl")],
         WeightType::F16 => &[WORDS, wgsl!("shared/blocks_f16.wgsl"), UNQUANTIZED],
         WeightType::F32 => &[WORDS, wgsl!("shared/blocks_f32.wgsl"), UNQUANTIZED],
-    }
-}
-
-/// A norm whose weights lie in the same binding as the matrices.
-const fn norm(norm: VectorType) -> &'static str {
-    match norm {
-        VectorType::F16 => wgsl!("shared/norm_f16.wgsl"),
-        VectorType::F32 => wgsl!("shared/norm_f32.wgsl"),
-    }
-}
-
-const fn norm_apart(norm: Option<VectorType>) -> &'static str {
-    match norm {
-        None => wgsl!("shared/norm_none.wgsl"),
-        Some(VectorType::F16) => wgsl!("shared/norm_apart_f16.wgsl"),
-        Some(VectorType::F32) => wgsl!("shared/norm_apart_f32.wgsl"),
     }
 }
 
@@ -136,51 +120,89 @@ together!(scores, "scores");
 const LARGEST: &str = wgsl!("shared/largest.wgsl");
 const ORDER_Q4: &str = wgsl!("shared/order_q4.wgsl");
 const ORDER_Q8: &str = wgsl!("shared/order_q8.wgsl");
+const DOT8: &str = wgsl!("shared/dot8.wgsl");
 const PACKED_BYTES: &str = wgsl!("shared/packed_bytes.wgsl");
 
 /// What `matmul_scaled` multiplies, and how; nothing for products in f32.
 const fn tiles(products: Products, weight: WeightType) -> &'static [&'static str] {
     const F16: &str = wgsl!("shared/tiles_f16.wgsl");
     const DP4A: &str = wgsl!("shared/tiles_dp4a.wgsl");
+    const COLUMNS_Q4: &str = wgsl!("shared/columns_q4.wgsl");
+    const COLUMNS_Q8: &str = wgsl!("shared/columns_q8.wgsl");
     const Q4: &str = wgsl!("shared/bytes_q4.wgsl");
     const Q8: &str = wgsl!("shared/bytes_q8.wgsl");
     match (products, weight) {
-        (Products::F16, WeightType::Q4) => &[ORDER_Q4, Q4, F16],
-        (Products::F16, WeightType::Q8) => &[ORDER_Q8, Q8, F16],
-        (Products::Dp4a, WeightType::Q4) => &[ORDER_Q4, Q4, PACKED_BYTES, DP4A],
-        (Products::Dp4a, WeightType::Q8) => &[ORDER_Q8, Q8, PACKED_BYTES, DP4A],
+        (Products::F16, WeightType::Q4) => &[ORDER_Q4, COLUMNS_Q4, Q4, F16],
+        (Products::F16, WeightType::Q8) => &[ORDER_Q8, COLUMNS_Q8, Q8, F16],
+        (Products::Dp4a, WeightType::Q4) => &[ORDER_Q4, COLUMNS_Q4, Q4, DOT8, PACKED_BYTES, DP4A],
+        (Products::Dp4a, WeightType::Q8) => &[ORDER_Q8, COLUMNS_Q8, Q8, DOT8, PACKED_BYTES, DP4A],
         _ => &[],
     }
 }
 
-/// Products of blocks with packed bytes; nothing where weights are no whole numbers.
-const fn packed(weight: WeightType) -> &'static [&'static str] {
-    const Q4: &str = wgsl!("shared/packed_q4.wgsl");
-    const Q8: &str = wgsl!("shared/packed_q8.wgsl");
+/// Products of blocks with codes.
+const fn products_of_codes(weight: WeightType) -> [&'static str; 2] {
     match weight {
-        WeightType::Q4 => &[ORDER_Q4, PACKED_BYTES, Q4],
-        WeightType::Q8 => &[ORDER_Q8, PACKED_BYTES, Q8],
-        _ => &[],
+        WeightType::Q8 => [ORDER_Q8, wgsl!("shared/packed_q8.wgsl")],
+        _ => [ORDER_Q4, wgsl!("shared/packed_q4.wgsl")],
     }
 }
 
-/// What the rows of `four_rows` are multiplied with.
-fn inputs(variant: Variant, weight: WeightType) -> Vec<&'static str> {
-    if variant.packed {
-        [packed(weight), &[wgsl!("shared/inputs_packed.wgsl")]].concat()
-    } else {
-        vec![wgsl!("shared/inputs_f32.wgsl")]
-    }
+/// Rows of weights against the token in flight, and all that this takes; `apart` where a norm's weights have a binding of
+/// their own.
+fn rows(variant: Variant, weight: WeightType, inputs: Inputs, apart: bool) -> Vec<&'static str> {
+    let mut list = [blocks(weight), &[set_sums(variant)]].concat();
+    let kind = match inputs {
+        Inputs::Plain => {
+            list.push(wgsl!("shared/norm_none.wgsl"));
+            None
+        }
+        Inputs::Norm(kind) => Some(kind),
+        Inputs::Codes | Inputs::NormedCodes => {
+            list.extend([CODES, DOT8]);
+            list.extend(products_of_codes(weight));
+            list.push(wgsl!("shared/rows_of_codes.wgsl"));
+            return list;
+        }
+    };
+    list.extend(kind.map(|kind| match (kind, apart) {
+        (VectorType::F16, false) => wgsl!("shared/norm_f16.wgsl"),
+        (VectorType::F32, false) => wgsl!("shared/norm_f32.wgsl"),
+        (VectorType::F16, true) => wgsl!("shared/norm_apart_f16.wgsl"),
+        (VectorType::F32, true) => wgsl!("shared/norm_apart_f32.wgsl"),
+    }));
+    list.push(wgsl!("shared/four_rows.wgsl"));
+    list
 }
 
-/// Outputs as they are, or as codes for a product with weights of a type; `packed` are parts that are there already.
-fn outputs(codes: Option<WeightType>, packed: bool) -> Vec<&'static str> {
-    const CODES: &str = wgsl!("shared/outputs_codes.wgsl");
-    match codes {
-        None => vec![wgsl!("shared/outputs_f32.wgsl")],
-        Some(_) if packed => vec![CODES],
-        Some(WeightType::Q8) => vec![ORDER_Q8, PACKED_BYTES, CODES],
-        Some(_) => vec![ORDER_Q4, PACKED_BYTES, CODES],
+/// What writes codes; where inputs are codes too, what these are is there already.
+fn codes_left(of_codes: bool) -> Vec<&'static str> {
+    let mut list = vec![PACKED_BYTES, wgsl!("shared/outputs_codes.wgsl")];
+    if !of_codes {
+        list.push(CODES);
+    }
+    list
+}
+
+/// Outputs as they are, or as codes.
+fn outputs(codes: bool, of_codes: bool) -> Vec<&'static str> {
+    if !codes {
+        return vec![wgsl!("shared/outputs_f32.wgsl")];
+    }
+    let mut list = codes_left(of_codes);
+    list.push(wgsl!("shared/leaves_none.wgsl"));
+    list
+}
+
+/// Codes of a product's sums beside them, or nothing.
+fn leaving(leaves: Option<VectorType>, of_codes: bool) -> Vec<&'static str> {
+    match leaves {
+        None => vec![wgsl!("shared/leaves_nothing.wgsl")],
+        Some(norm) => {
+            let mut list = codes_left(of_codes);
+            list.extend([vector(norm), wgsl!("shared/leaves_codes.wgsl")]);
+            list
+        }
     }
 }
 
@@ -205,52 +227,33 @@ impl Kernel {
             }
             Self::Project {
                 weight,
-                codes: true,
+                inputs,
+                leaves,
                 ..
             } => [
-                blocks(weight),
-                packed(weight),
-                &[
-                    set_sums(variant),
-                    wgsl!("shared/rows_of_codes.wgsl"),
-                    ROWS_IN_PIECES,
-                ],
-            ]
-            .concat(),
-            Self::Project {
-                weight, norm: kind, ..
-            } => [
-                blocks(weight),
-                &inputs(variant, weight),
-                &[
-                    norm_apart(kind),
-                    set_sums(variant),
-                    FOUR_ROWS,
-                    ROWS_IN_PIECES,
-                ],
+                &rows(variant, weight, inputs, true)[..],
+                &leaving(leaves, inputs.are_codes()),
+                &[ROWS_IN_PIECES],
             ]
             .concat(),
             Self::GateUp {
                 weight,
-                norm: kind,
+                inputs,
                 codes,
                 ..
             } => [
-                blocks(weight),
-                &inputs(variant, weight),
-                &outputs(codes.then_some(weight), variant.packed),
-                &[norm(kind), set_sums(variant), FOUR_ROWS],
+                rows(variant, weight, inputs, false),
+                outputs(codes, inputs.are_codes()),
             ]
             .concat(),
             Self::Qkv {
                 weight,
-                norm: kind,
+                inputs,
                 bias: added,
                 ..
             } => [
-                blocks(weight),
-                &inputs(variant, weight),
-                &[MASK, norm(kind), bias(added), set_sums(variant), FOUR_ROWS],
+                &rows(variant, weight, inputs, false)[..],
+                &[MASK, bias(added)],
             ]
             .concat(),
             Self::Rope(KvTarget::Chunk) => vec![KV_ROW_CHUNK],
@@ -265,7 +268,7 @@ impl Kernel {
                     scores(variant),
                 ]
             }
-            Self::MergeLse { codes } => [&[PARTS][..], &outputs(codes, false)].concat(),
+            Self::MergeLse { codes } => [vec![PARTS], outputs(codes, false)].concat(),
             Self::ArgmaxParts => vec![LARGEST, largest(variant)],
             Self::Argmax | Self::Sample => vec![CHOOSE, LARGEST, largest(variant)],
             Self::Swiglu => Vec::new(),
@@ -419,17 +422,42 @@ fn constants(kernel: Kernel, shape: HeadShape) -> String {
     if let Kernel::Matmul { threads, .. } = kernel {
         let _ = writeln!(text, "const TILE_TOKENS: u32 = {}u;", threads.tokens());
     }
-    if let Kernel::Project { lanes, .. }
-    | Kernel::Qkv { lanes, .. }
-    | Kernel::GateUp { lanes, .. } = kernel
+    if let Kernel::Project {
+        lanes,
+        inputs,
+        weight,
+        ..
+    }
+    | Kernel::Qkv {
+        lanes,
+        inputs,
+        weight,
+        ..
+    }
+    | Kernel::GateUp {
+        lanes,
+        inputs,
+        weight,
+        ..
+    } = kernel
     {
-        let _ = writeln!(text, "const THREADS: u32 = {}u;", Lanes::THREADS);
+        let _ = writeln!(text, "const THREADS: u32 = {}u;", lanes.threads());
         let _ = writeln!(text, "const LANES: u32 = {}u;", lanes.lanes());
         let _ = writeln!(text, "const SET_ROWS: u32 = {}u;", lanes.set_rows());
+        let outputs = match kernel {
+            Kernel::GateUp { .. } => lanes.rows() / 2,
+            _ => lanes.rows(),
+        };
+        let _ = writeln!(text, "const OUTPUTS: u32 = {outputs}u;");
+        // Whether each set finds the root of a norm by itself, or the whole workgroup together.
+        let _ = writeln!(text, "const OF_CODES: bool = {};", inputs.are_codes());
+        if inputs.are_codes() {
+            let normed = inputs == Inputs::NormedCodes;
+            let _ = writeln!(text, "const NORM: bool = {normed};");
+            let plane = if weight == WeightType::Q8 { 2 } else { 0 };
+            let _ = writeln!(text, "const BYTES: u32 = {plane}u;");
+        }
         text.push_str(row_sums(lanes));
-    }
-    if let Kernel::GateUp { lanes, .. } = kernel {
-        let _ = writeln!(text, "const OUTPUTS: u32 = {}u;", lanes.rows() / 2);
     }
     if let Kernel::MergeLse { .. } = kernel {
         let _ = writeln!(text, "const OUTPUTS: u32 = {}u;", shape.merge_channels());

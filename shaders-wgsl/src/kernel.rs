@@ -2,165 +2,8 @@
 
 use moa_mask::KvFormat;
 
-use crate::HeadShape;
+use crate::choices::{Inputs, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
 use crate::shape::DECODE_THREADS;
-
-/// How a weight matrix is stored; the layouts are those of `moa-format`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum WeightType {
-    /// Nibbles in groups of 32, f16 scale and minimum.
-    Q4,
-    /// Signed bytes in groups of 32, f16 scale.
-    Q8,
-    /// Half precision.
-    F16,
-    /// Single precision.
-    F32,
-}
-
-impl WeightType {
-    /// Every type.
-    pub const ALL: [Self; 4] = [Self::Q4, Self::Q8, Self::F16, Self::F32];
-
-    /// The name in sources and labels.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Q4 => "q4",
-            Self::Q8 => "q8",
-            Self::F16 => "f16",
-            Self::F32 => "f32",
-        }
-    }
-
-    /// Whether a piece has scales apart from its values.
-    pub const fn has_scales(self) -> bool {
-        matches!(self, Self::Q4 | Self::Q8)
-    }
-
-    /// What the number of columns must be a multiple of.
-    pub const fn column_step(self) -> u32 {
-        if self.has_scales() {
-            moa_mask::abi::QUANT_GROUP
-        } else {
-            4
-        }
-    }
-}
-
-/// How a vector (norm weights, bias) is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum VectorType {
-    /// Half precision.
-    F16,
-    /// Single precision.
-    F32,
-}
-
-impl VectorType {
-    /// Every type.
-    pub const ALL: [Self; 2] = [Self::F16, Self::F32];
-
-    /// The name in sources and labels.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::F16 => "f16",
-            Self::F32 => "f32",
-        }
-    }
-}
-
-/// Where `rope` puts keys and values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum KvTarget {
-    /// The chunk scratch, in prefill.
-    Chunk,
-    /// The ring, in decode.
-    Ring,
-}
-
-/// How many of a workgroup's 256 threads share how many rows of weights in the fused kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Lanes {
-    /// 16: for matrices with rows enough for every core.
-    L16,
-    /// 32: for rows of 1,024 columns at most.
-    L32,
-    /// 64: for few long rows.
-    L64,
-    /// 64, for two rows: more workgroups of fewer rows. [`Kernel::Project`] alone has it.
-    L64Two,
-    /// 32 for one row: short rows of inputs that come as codes.
-    L32One,
-    /// 64 for one row of such inputs.
-    L64One,
-}
-
-impl Lanes {
-    /// Every choice for four rows.
-    pub const ALL: [Self; 3] = [Self::L16, Self::L32, Self::L64];
-
-    /// Threads of a workgroup.
-    pub const THREADS: u32 = 256;
-
-    /// Threads that share rows.
-    pub const fn lanes(self) -> u32 {
-        match self {
-            Self::L16 => 16,
-            Self::L32 | Self::L32One => 32,
-            Self::L64 | Self::L64Two | Self::L64One => 64,
-        }
-    }
-
-    /// Rows that they share.
-    pub const fn set_rows(self) -> u32 {
-        match self {
-            Self::L32One | Self::L64One => 1,
-            Self::L64Two => 2,
-            _ => 4,
-        }
-    }
-
-    /// Rows of weights that a workgroup reads.
-    pub const fn rows(self) -> u32 {
-        self.set_rows() * Self::THREADS / self.lanes()
-    }
-
-    /// The name in labels.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::L16 => "l16",
-            Self::L32 => "l32",
-            Self::L64 => "l64",
-            Self::L64Two => "l64_two",
-            Self::L32One => "l32_one",
-            Self::L64One => "l64_one",
-        }
-    }
-}
-
-/// How a workgroup of [`Kernel::Matmul`] shares its 64 rows of 64 tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum MatmulThreads {
-    /// Among 256 threads.
-    Wide,
-    /// Among 256 threads, and 32 tokens only: for matrices of few rows.
-    Short,
-    /// Among 64 threads: quicker on software adapters.
-    Narrow,
-}
-
-impl MatmulThreads {
-    /// Every choice.
-    pub const ALL: [Self; 3] = [Self::Wide, Self::Short, Self::Narrow];
-
-    /// Tokens of a workgroup.
-    pub const fn tokens(self) -> u32 {
-        match self {
-            Self::Wide | Self::Narrow => 64,
-            Self::Short => 32,
-        }
-    }
-}
 
 /// A kernel in one of its variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -193,12 +36,12 @@ pub enum Kernel {
     Project {
         /// How the weights are stored.
         weight: WeightType,
-        /// A norm in the load.
-        norm: Option<VectorType>,
+        /// What they are multiplied with.
+        inputs: Inputs,
         /// Whether the result is added to what the output holds: the residual.
         add: bool,
-        /// Whether the inputs are codes, of weights of this type: bytes with scales, as the kernel before leaves them.
-        codes: bool,
+        /// Whether codes of the sums are left beside them, and how the weights of the norm that they meet are stored.
+        leaves: Option<VectorType>,
         /// How work is shared.
         lanes: Lanes,
     },
@@ -206,8 +49,8 @@ pub enum Kernel {
     Qkv {
         /// How the weights are stored.
         weight: WeightType,
-        /// How the norm's weights are stored.
-        norm: VectorType,
+        /// What they are multiplied with: the norm is in the load or in the codes.
+        inputs: Inputs,
         /// A bias to add.
         bias: Option<VectorType>,
         /// How work is shared.
@@ -217,9 +60,9 @@ pub enum Kernel {
     GateUp {
         /// How the weights are stored.
         weight: WeightType,
-        /// How the norm's weights are stored.
-        norm: VectorType,
-        /// Whether the outputs are codes, for a product with weights of this type.
+        /// What they are multiplied with: the norm is in the load or in the codes.
+        inputs: Inputs,
+        /// Whether the outputs are codes.
         codes: bool,
         /// How work is shared.
         lanes: Lanes,
@@ -234,8 +77,8 @@ pub enum Kernel {
     AttentionDecode(KvFormat),
     /// Joins the parts of [`Kernel::AttentionDecode`].
     MergeLse {
-        /// Whether the outputs are codes, and for a product with weights of which type.
-        codes: Option<WeightType>,
+        /// Whether the outputs are codes.
+        codes: bool,
     },
     /// Gate and up, joined.
     Swiglu,
@@ -304,11 +147,6 @@ impl Kernel {
         )
     }
 
-    /// Whether there is a source for a model's heads.
-    pub fn serves(self, shape: HeadShape) -> bool {
-        !matches!(self, Self::MergeLse { codes: Some(_) }) || shape.leaves_codes()
-    }
-
     /// Stem and variant, for labels and file names; the stem alone in a browser, where every byte is downloaded.
     pub fn label(self) -> String {
         let stem = self.stem();
@@ -339,40 +177,38 @@ impl Kernel {
             }
             Self::Project {
                 weight,
-                norm,
+                inputs,
                 add,
-                codes,
+                leaves,
                 lanes,
             } => {
-                let norm = norm.map_or(String::new(), |vector| format!(".norm_{}", vector.name()));
                 let add = if add { ".add" } else { "" };
-                let codes = if codes { ".codes" } else { "" };
-                let (weight, lanes) = (weight.name(), lanes.name());
-                format!("{stem}.{weight}{norm}{codes}{add}.{lanes}")
+                let leaves =
+                    leaves.map_or(String::new(), |norm| format!(".leaves_{}", norm.name()));
+                let (weight, inputs, lanes) = (weight.name(), inputs.name(), lanes.name());
+                format!("{stem}.{weight}{inputs}{add}{leaves}.{lanes}")
             }
             Self::Qkv {
                 weight,
-                norm,
+                inputs,
                 bias,
                 lanes,
             } => {
                 let bias = bias.map_or(String::new(), |vector| format!(".bias_{}", vector.name()));
-                let (weight, norm) = (weight.name(), norm.name());
-                format!("{stem}.{weight}.norm_{norm}{bias}.{}", lanes.name())
+                let (weight, inputs) = (weight.name(), inputs.name());
+                format!("{stem}.{weight}{inputs}{bias}.{}", lanes.name())
             }
             Self::GateUp {
                 weight,
-                norm,
+                inputs,
                 codes,
                 lanes,
             } => {
                 let codes = if codes { ".codes" } else { "" };
-                let (weight, norm) = (weight.name(), norm.name());
-                format!("{stem}.{weight}.norm_{norm}{codes}.{}", lanes.name())
+                let (weight, inputs) = (weight.name(), inputs.name());
+                format!("{stem}.{weight}{inputs}{codes}.{}", lanes.name())
             }
-            Self::MergeLse {
-                codes: Some(weight),
-            } => format!("{stem}.codes_{}", weight.name()),
+            Self::MergeLse { codes: true } => format!("{stem}.codes"),
             Self::ArgmaxParts => format!("{stem}.parts"),
             Self::Rope(KvTarget::Chunk) => format!("{stem}.chunk"),
             Self::Rope(KvTarget::Ring) => format!("{stem}.ring"),
@@ -386,7 +222,9 @@ impl Kernel {
     /// Threads of a workgroup.
     pub const fn workgroup_size(self) -> u32 {
         match self {
-            Self::Project { .. } | Self::Qkv { .. } | Self::GateUp { .. } => Lanes::THREADS,
+            Self::Project { lanes, .. } | Self::Qkv { lanes, .. } | Self::GateUp { lanes, .. } => {
+                lanes.threads()
+            }
             Self::AttentionDecode(_) => DECODE_THREADS,
             Self::AttentionPrefill(_) => 128,
             Self::Matmul {
@@ -441,24 +279,32 @@ impl Kernel {
                     add(6, "vector", Read);
                 }
             }
-            Self::Project { norm, .. } => {
+            Self::Project { inputs, leaves, .. } => {
                 add(0, "params", Uniform);
                 add(1, "state", Read);
                 add(2, "x", Read);
                 add(3, "values", Read);
                 add(4, "y", ReadWrite);
                 add(5, "words", Read);
-                if norm.is_some() {
+                if leaves.is_some() || matches!(inputs, Inputs::Norm(_)) {
                     add(6, "vector", Read);
                 }
+                if leaves.is_some() {
+                    add(7, "codes", ReadWrite);
+                }
             }
-            Self::GateUp { .. } => {
+            Self::GateUp { codes, .. } => {
                 add(0, "params", Uniform);
                 add(1, "state", Read);
                 add(2, "x", Read);
                 add(3, "values", Read);
-                add(4, "y", ReadWrite);
+                if !codes {
+                    add(4, "y", ReadWrite);
+                }
                 add(5, "words", Read);
+                if codes {
+                    add(7, "codes", ReadWrite);
+                }
             }
             Self::Qkv { .. } => {
                 add(0, "params", Uniform);
@@ -510,11 +356,16 @@ impl Kernel {
                 add(5, "items", Read);
                 add(6, "partials", ReadWrite);
             }
-            Self::MergeLse { .. } => {
+            Self::MergeLse { codes } => {
                 add(1, "state", Read);
                 add(2, "partials", Read);
-                add(4, "y", ReadWrite);
+                if !codes {
+                    add(4, "y", ReadWrite);
+                }
                 add(5, "items", Read);
+                if codes {
+                    add(7, "codes", ReadWrite);
+                }
             }
             Self::Swiglu => {
                 add(0, "params", Uniform);

@@ -3,7 +3,7 @@
 use moa_mask::KvFormat;
 
 use crate::variant::{Compiler, Dialect, Variant};
-use crate::{HeadShape, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
+use crate::{HeadShape, Inputs, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
 
 /// Every kernel in every variant.
 pub fn permutations() -> Vec<Kernel> {
@@ -34,13 +34,8 @@ pub fn permutations() -> Vec<Kernel> {
     list.extend([
         Kernel::Rope(KvTarget::Chunk),
         Kernel::Rope(KvTarget::Ring),
-        Kernel::MergeLse { codes: None },
-        Kernel::MergeLse {
-            codes: Some(WeightType::Q4),
-        },
-        Kernel::MergeLse {
-            codes: Some(WeightType::Q8),
-        },
+        Kernel::MergeLse { codes: false },
+        Kernel::MergeLse { codes: true },
         Kernel::Swiglu,
         Kernel::ArgmaxParts,
         Kernel::Argmax,
@@ -72,12 +67,23 @@ pub fn dialects(kernel: Kernel, shape: HeadShape, compiler: Compiler) -> Vec<Dia
 }
 
 /// The kernels whose sources differ between models: what other shapes than the first are checked with. Of the many
-/// variants of `qkv` one a weight type, for the rest of it is the same for every shape.
+/// variants of `qkv` two a weight type, for the rest of it is the same for every shape.
 pub fn head_permutations() -> Vec<Kernel> {
     let of_every_shape = |kernel: &Kernel| match kernel {
         Kernel::Qkv {
-            norm, bias, lanes, ..
-        } => (*norm, *bias, *lanes) == (VectorType::F16, Some(VectorType::F16), Lanes::L32),
+            inputs,
+            bias,
+            lanes,
+            ..
+        } => {
+            let kind = VectorType::F16;
+            *bias == Some(kind)
+                && [
+                    (Inputs::Norm(kind), Lanes::L32),
+                    (Inputs::NormedCodes, Lanes::L32One),
+                ]
+                .contains(&(*inputs, *lanes))
+        }
         _ => kernel.depends_on_heads(),
     };
     permutations().into_iter().filter(of_every_shape).collect()
@@ -86,63 +92,87 @@ pub fn head_permutations() -> Vec<Kernel> {
 /// The fused kernels of a weight type. The variants that a model mixes freely (how work is shared, how norms and
 /// biases are stored) are all there; those that differ in one word of the source only are not multiplied further.
 fn fused(weight: WeightType) -> Vec<Kernel> {
-    let mut list: Vec<Kernel> = [true, false]
-        .map(|add| Kernel::Project {
-            weight,
-            norm: None,
-            add,
-            codes: false,
-            lanes: Lanes::L64Two,
-        })
-        .into();
+    let project = |inputs, add, lanes| Kernel::Project {
+        weight,
+        inputs,
+        add,
+        leaves: None,
+        lanes,
+    };
+    let mut list = [true, false]
+        .map(|add| project(Inputs::Plain, add, Lanes::L64Two))
+        .to_vec();
     if weight.has_scales() {
-        list.extend([Lanes::L32One, Lanes::L64One].map(|lanes| Kernel::Project {
-            weight,
-            norm: None,
-            add: true,
-            codes: true,
-            lanes,
-        }));
-        for norm in VectorType::ALL {
-            list.extend([Lanes::L16, Lanes::L32].map(|lanes| Kernel::GateUp {
-                weight,
-                norm,
-                codes: true,
-                lanes,
-            }));
-        }
+        list.extend(of_codes(weight));
     }
     for lanes in Lanes::ALL {
-        for (norm, add) in [
-            (None, true),
-            (None, false),
-            (Some(VectorType::F16), false),
-            (Some(VectorType::F32), false),
+        for (inputs, add) in [
+            (Inputs::Plain, true),
+            (Inputs::Plain, false),
+            (Inputs::Norm(VectorType::F16), false),
+            (Inputs::Norm(VectorType::F32), false),
         ] {
-            list.push(Kernel::Project {
-                weight,
-                norm,
-                add,
-                codes: false,
-                lanes,
-            });
+            list.push(project(inputs, add, lanes));
         }
         for norm in VectorType::ALL {
+            let inputs = Inputs::Norm(norm);
             list.push(Kernel::GateUp {
                 weight,
-                norm,
+                inputs,
                 codes: false,
                 lanes,
             });
             for bias in [None, Some(norm)] {
                 list.push(Kernel::Qkv {
                     weight,
-                    norm,
+                    inputs,
                     bias,
                     lanes,
                 });
             }
         }
+    }
+    list
+}
+
+/// Those that take codes in or leave them.
+fn of_codes(weight: WeightType) -> Vec<Kernel> {
+    let project = |inputs, add, leaves, lanes| Kernel::Project {
+        weight,
+        inputs,
+        add,
+        leaves,
+        lanes,
+    };
+    let gate_up = |inputs, codes, lanes| Kernel::GateUp {
+        weight,
+        inputs,
+        codes,
+        lanes,
+    };
+    let mut list = vec![
+        project(Inputs::Codes, true, None, Lanes::L32One),
+        project(Inputs::Codes, true, None, Lanes::L64One),
+        project(Inputs::Codes, true, Some(VectorType::F16), Lanes::L32One),
+        project(Inputs::Codes, true, Some(VectorType::F32), Lanes::L64Wide),
+        project(Inputs::NormedCodes, false, None, Lanes::L64One),
+        gate_up(Inputs::Norm(VectorType::F16), true, Lanes::L16),
+        gate_up(Inputs::Norm(VectorType::F32), true, Lanes::L32),
+        gate_up(Inputs::NormedCodes, true, Lanes::L32Two),
+        gate_up(Inputs::NormedCodes, true, Lanes::L32),
+        gate_up(Inputs::NormedCodes, false, Lanes::L32Two),
+    ];
+    for (bias, lanes) in [
+        (None, Lanes::L32One),
+        (Some(VectorType::F16), Lanes::L32One),
+        (Some(VectorType::F32), Lanes::L64One),
+    ] {
+        list.push(Kernel::Qkv {
+            weight,
+            inputs: Inputs::NormedCodes,
+            bias,
+            lanes,
+        });
     }
     list
 }

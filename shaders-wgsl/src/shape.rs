@@ -1,7 +1,5 @@
 //! A model's heads, as far as sources depend on them.
 
-use moa_mask::abi::CODE_GROUP;
-
 /// The part of a model's shape that is compiled into the attention kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadShape {
@@ -107,11 +105,6 @@ impl HeadShape {
     /// Keys that a workgroup of decode attention takes at a time: four of each lane of `head_dim / 8` threads.
     pub fn decode_round(self) -> u32 {
         4 * (DECODE_THREADS / (self.head_dim / 8)).min(16)
-    }
-
-    /// Whether the joined results of attention can be codes: what a workgroup joins is whole groups of them.
-    pub fn leaves_codes(self) -> bool {
-        self.merge_channels().is_multiple_of(CODE_GROUP)
     }
 
     /// Channels of a head that a workgroup of [`Kernel::MergeLse`] joins.

@@ -168,12 +168,6 @@ impl Dialect {
             }
             _ => false,
         };
-        let packs = match kernel {
-            // What comes as codes is packed already.
-            Kernel::Project { weight, codes, .. } => weight.has_scales() && !codes,
-            Kernel::Qkv { weight, .. } | Kernel::GateUp { weight, .. } => weight.has_scales(),
-            _ => false,
-        };
         let multiplies = match kernel {
             Kernel::Matmul {
                 weight, threads, ..
@@ -187,7 +181,8 @@ impl Dialect {
             } else {
                 Products::F32
             },
-            packed: self.variant.packed && packs,
+            // Which inputs are codes is the program's choice, not the source's.
+            packed: false,
         }
     }
 

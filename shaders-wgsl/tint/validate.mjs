@@ -64,13 +64,19 @@ async function main() {
     return 2;
   }
   const features = { f16: "shader-f16", subgroups: "subgroups" };
-  // One device for each set of features, so that no source finds one that it does not ask for.
+  // One device for each set of features and size of workgroups, so that no source finds what it does not ask for.
   const devices = new Map();
   const deviceFor = async (code) => {
-    const wanted = [...code.matchAll(/^enable (\w+);$/gm)].map(([, name]) => features[name]).sort();
-    const key = wanted.join(" ");
+    const requiredFeatures = [...code.matchAll(/^enable (\w+);$/gm)].map(([, name]) => features[name]).sort();
+    const threads = Number(/^const THREADS: u32 = (\d+)u;$/m.exec(code)?.[1] ?? 0);
+    const requiredLimits =
+      threads > 256 ? { maxComputeInvocationsPerWorkgroup: threads, maxComputeWorkgroupSizeX: threads } : {};
+    const key = JSON.stringify([requiredFeatures, requiredLimits]);
     // An adapter gives one device.
-    if (!devices.has(key)) devices.set(key, await (await gpu.requestAdapter()).requestDevice({ requiredFeatures: wanted }));
+    if (!devices.has(key)) {
+      const adapter = await gpu.requestAdapter();
+      devices.set(key, await adapter.requestDevice({ requiredFeatures, requiredLimits }));
+    }
     return devices.get(key);
   };
   const files = readdirSync(folder).filter((name) => name.endsWith(".wgsl")).sort();

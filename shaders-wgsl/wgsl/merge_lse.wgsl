@@ -2,7 +2,7 @@
 //
 // partials  rows of head_dim values (weighted sums of V), row_max, row_sum
 // items  the work list; the first entry of each KV head tells where its partials lie and how many there are
-// y  [heads][head_dim] f32 or codes
+// y  [heads][head_dim] f32; or codes
 // Grid: (heads * head_dim / MERGE_CHANNELS); a workgroup of 256 gives MERGE_CHANNELS channels of a head; the threads
 // beyond take other parts, four at a time. The first part always has keys and lies by head: it is on its way before
 // anything is known. Parts without keys are not read. A thread has its own online softmax, and lanes are joined at the

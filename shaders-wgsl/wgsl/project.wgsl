@@ -1,8 +1,9 @@
 // y = W norm(x) (+ y): the token in flight against the pieces of a weight matrix that lie in one binding. For decode:
-// the output and down projections with the residual, and lm_head with the final norm, of the last token in flight.
+// the output and down projections with the residual, and lm_head with the final norm, of the last token in flight. Where codes are left, the kernel that takes them in needs no
+// norm in its load.
 //
 // x  [len][cols] f32, or the codes of one token      values, words  the binding, as vectors and as words: pieces of [piece_rows][cols]
-// vector  [cols] weights of the norm, where there is one
+// vector  [cols] weights of the norm, where there is one in the load; [whole rows] of the next one where codes are left
 // y  [whole rows] f32, written at [row_offset, row_offset + rows)
 // Grid: (ceil(rows / (SET_ROWS * THREADS / LANES))); LANES threads give SET_ROWS rows. Nothing happens with no token in flight;
 // what is added to belongs to one token, the only one in flight then.
@@ -18,6 +19,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let places = places_of(row);
     let stores = thread % LANES == 0u;
     let out = params.row_offset + first_row;
+    let norm = next_norm(params.row_offset + row.x);
     var before = vec4<f32>(0.0);
     var first_input = 0u;
     if (!ADD_TO_Y) {
@@ -42,17 +44,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         0u,
         params.eps,
     );
-    if (!stores || state.len == 0u || first_row >= params.rows) {
+    if (state.len == 0u) {
         return;
     }
-    y[out] = sums.x;
-    if (SET_ROWS >= 2u && first_row + 1u < params.rows) {
+    if (stores && first_row < params.rows) {
+        y[out] = sums.x;
+    }
+    if (SET_ROWS >= 2u && stores && first_row + 1u < params.rows) {
         y[out + 1u] = sums.y;
     }
-    if (SET_ROWS == 4u && first_row + 2u < params.rows) {
+    if (SET_ROWS == 4u && stores && first_row + 2u < params.rows) {
         y[out + 2u] = sums.z;
     }
-    if (SET_ROWS == 4u && first_row + 3u < params.rows) {
+    if (SET_ROWS == 4u && stores && first_row + 3u < params.rows) {
         y[out + 3u] = sums.w;
     }
+    leave(thread, params.row_offset + OUTPUTS * group.x, params.row_offset + params.rows, stores, sums.x, norm);
 }

@@ -1,11 +1,11 @@
 // The token in flight through the layer's first half up to attention: norm, query, key and value projections with
 // their biases, rotation, and K and V into the ring. Channel c of a head pairs with c + head_dim / 2.
 //
-// x  [cols] f32                 values, words  the binding with the three matrices, the norm and the biases
+// x  [cols] f32 or codes        values, words  the binding with the three matrices, the norm and the biases
 // q  [heads][head_dim] f32, rotated            k_ring, v_ring  rows of f16 by ring_row, two channels to a u32
 // table  [context][head_dim / 2] (cos, sin), computed on the host in f64
-// Grid: (ceil(quads / (THREADS / LANES))); LANES threads give a quad: channels c, c + 1 and their partners, so that
-// whoever rotates also has what it packs. The key that sat in the slot is a whole ring older and outside every window.
+// Grid: (ceil(4 * quads / OUTPUTS)); LANES threads give a quad, or a row of it: channels c, c + 1 and their partners, so
+// that whoever rotates also has what it packs. The key that sat in the slot is a whole ring older and outside every window.
 // Numerics: f32; K and V rounded to f16 once, clamped to its range. Twin: reference/src/qkv.rs.
 
 @group(0) @binding(4) var<storage, read> table: array<vec2<f32>>;
@@ -17,13 +17,21 @@
 const HALF: u32 = HEAD_DIM / 2u;
 const QUADS_PER_HEAD: u32 = HEAD_DIM / 4u;
 
+// Sets of threads that have a quad together.
+const QUAD_SETS: u32 = 4u / SET_ROWS;
+
+// The sums of sets that have a row each.
+var<workgroup> row_sums: array<f32, OUTPUTS>;
+
 fn pack(a: f32, b: f32) -> u32 {
     return pack2x16float(clamp(vec2<f32>(a, b), vec2<f32>(-65504.0), vec2<f32>(65504.0)));
 }
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let quad = group.x * (THREADS / LANES) + thread / LANES;
+    let own_set = thread / LANES;
+    let quad = group.x * (OUTPUTS / 4u) + own_set / QUAD_SETS;
+    let part = own_set % QUAD_SETS;
     // Quads past the end are computed again and not stored.
     let head = (params.first_quad + min(quad, params.quads - 1u)) / QUADS_PER_HEAD;
     let channel = 2u * ((params.first_quad + min(quad, params.quads - 1u)) % QUADS_PER_HEAD);
@@ -42,9 +50,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         bias_at = params.k_bias_at;
         own_head = head - HEADS;
     }
-    let row = vec4<u32>(own_head * HEAD_DIM + channel) + vec4<u32>(0u, 1u, HALF, HALF + 1u);
+    let own_row = own_head * HEAD_DIM + channel + part % 2u + HALF * (part / 2u);
+    let row = vec4<u32>(own_row) + vec4<u32>(0u, 1u, HALF, HALF + 1u);
     // On its way beside the weights.
     let position = state.start;
+    let span = spans[min(own_head, KV_HEADS - 1u)];
     let turn_a = table[position * HALF + channel];
     let turn_b = table[position * HALF + channel + 1u];
     let biases = vec4<f32>(
@@ -62,7 +72,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         params.norm_at,
         params.eps,
     );
-    if (thread % LANES != 0u || quad >= params.quads || state.len == 0u) {
+    if (QUAD_SETS > 1u) {
+        if (thread % LANES == 0u) {
+            row_sums[own_set] = sums.x;
+        }
+        workgroupBarrier();
+        let first = own_set - part;
+        sums = vec4<f32>(row_sums[first], row_sums[first + 1u], row_sums[first + 2u], row_sums[first + 3u]);
+    }
+    if (thread % (QUAD_SETS * LANES) != 0u || quad >= params.quads || state.len == 0u) {
         return;
     }
     if (head < HEADS + KV_HEADS) {
@@ -80,7 +98,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         q[row.w] = sums.w;
         return;
     }
-    let word = ring_row(spans[own_head], position) * HALF + channel / 2u;
+    let word = ring_row(span, position) * HALF + channel / 2u;
     if (head < HEADS + KV_HEADS) {
         k_ring[word] = pack(sums.x, sums.y);
         k_ring[word + HALF / 2u] = pack(sums.z, sums.w);

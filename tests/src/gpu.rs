@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
-use moa_shaders::{Access, Compiler, Dialect, ENTRY_POINT, HeadShape, Kernel, Products, Variant};
+use moa_shaders::{
+    Access, Compiler, Dialect, ENTRY_POINT, HeadShape, Kernel, Products, Variant, WIDE_WORKGROUP,
+};
 
 /// A NaN with a payload that no kernel writes.
 pub const POISON: u32 = 0x7fc0_beef;
@@ -49,6 +51,9 @@ impl Data<'_> {
 /// What kernels use beyond the defaults, where it is there.
 const FEATURES: wgpu::Features = wgpu::Features::SUBGROUP.union(wgpu::Features::SHADER_F16);
 
+/// WebGPU's default for a workgroup.
+const MAX_THREADS: u32 = 256;
+
 /// Devices of one kind, opened as tests that run side by side need them: a software GPU compiles a device's pipelines one
 /// after the other, and that is what these tests wait for.
 struct Pool {
@@ -86,7 +91,7 @@ pub fn test_gpu() -> MutexGuard<'static, TestGpu> {
     test_gpu_in(Dialect::BASE)
 }
 
-/// A device for kernels in a dialect: one without any feature where it needs none.
+/// A device for kernels in a dialect: one of default limits without any feature for the base.
 pub fn test_gpu_in(dialect: Dialect) -> MutexGuard<'static, TestGpu> {
     static PLAIN: Pool = Pool::new(wgpu::Features::empty());
     static EXTENDED: Pool = Pool::new(FEATURES);
@@ -126,7 +131,7 @@ pub fn reductions() -> Vec<Dialect> {
     list
 }
 
-/// Decode with packed inputs, which needs no feature.
+/// Decode with inputs as codes: on a device that has more than the defaults, though it needs no feature.
 pub fn packed() -> Dialect {
     dialect(
         Variant {
@@ -160,8 +165,19 @@ impl TestGpu {
         let adapter =
             pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default()))
                 .unwrap_or_else(|error| panic!("MOA_TEST_WGPU=yes, but no WebGPU device: {error}"));
+        let mut limits = wgpu::Limits::default();
+        if !features.is_empty() {
+            let offered = adapter.limits();
+            let threads = offered
+                .max_compute_invocations_per_workgroup
+                .min(offered.max_compute_workgroup_size_x)
+                .clamp(MAX_THREADS, WIDE_WORKGROUP);
+            limits.max_compute_invocations_per_workgroup = threads;
+            limits.max_compute_workgroup_size_x = threads;
+        }
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             required_features: features & adapter.features(),
+            required_limits: limits,
             ..wgpu::DeviceDescriptor::default()
         }))
         .unwrap_or_else(|error| panic!("MOA_TEST_WGPU=yes, but no WebGPU device: {error}"));
@@ -174,6 +190,11 @@ impl TestGpu {
             subgroup: info.subgroup_min_size,
             pipelines: HashMap::new(),
         }
+    }
+
+    /// Threads that a workgroup may have.
+    pub fn threads(&self) -> u32 {
+        self.device.limits().max_compute_invocations_per_workgroup
     }
 
     /// The adapter's name.

@@ -302,10 +302,15 @@ fn kernels_leave_codes_where_the_next_one_takes_them() {
     assert_eq!(count(&engine(&plain, Variant::BASE), &["codes"]), 0);
     let with_codes = engine(&plain, packed);
     let counts =
-        ["merge_lse", "gate_up", "project"].map(|stem| count(&with_codes, &[stem, "codes"]));
-    assert_eq!(counts, [3, 3, 6], "all of three layers");
+        ["merge_lse", "qkv", "gate_up", "project"].map(|stem| count(&with_codes, &[stem, "codes"]));
+    assert_eq!(
+        counts,
+        [3, 2, 3, 7],
+        "all but the first layer's first product"
+    );
+    assert_eq!(count(&with_codes, &["leaves"]), 6, "both of three layers");
 
-    // Heads whose joined parts are no whole groups, and a matrix of another type behind the gates.
+    // Heads of few channels, and a matrix of another type behind the gates.
     let config = moa_format::ModelConfig {
         head_dim: 24,
         ..tiny::config(2, 2)
@@ -325,13 +330,17 @@ fn kernels_leave_codes_where_the_next_one_takes_them() {
         };
         (values, dtype)
     });
-    let mut without = engine(&mixed, packed);
-    assert_eq!(count(&without, &["codes"]), 0, "nobody takes them");
+    let mut engine_of_mixed = engine(&mixed, packed);
+    assert_eq!(
+        count(&engine_of_mixed, &["leaves"]),
+        6,
+        "codes suit either type"
+    );
     let (prompt, after) = (ids(1, 40), ids(2, 4));
     let expected = run(&mut engine(&mixed, Variant::BASE), &prompt, &after);
     check(
         "mixed types, packed",
-        &run(&mut without, &prompt, &after),
+        &run(&mut engine_of_mixed, &prompt, &after),
         &expected,
         None,
     );

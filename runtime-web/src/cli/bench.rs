@@ -66,10 +66,11 @@ struct Row {
     host_secs: Vec<f64>,
 }
 
-/// The kernels of a token at a depth.
+/// The kernels of a token at a depth, and a whole token.
 struct KernelTable {
     depth: u32,
     kernels: Vec<KernelTime>,
+    token_secs: f64,
 }
 
 pub(super) fn bench(args: &BenchArgs) -> Result<String, CliError> {
@@ -142,10 +143,13 @@ pub(super) fn bench(args: &BenchArgs) -> Result<String, CliError> {
             at_depth(&mut engine, args, &ids(depth.max(1)))?;
             let started = Instant::now();
             let (mut left, mut begun, mut host) = (args.decode_tokens, 0, 0.0);
+            let most = args.batch.clamp(1, MAX_DECODE_BATCH);
+            // As in generation: a small batch comes first, so that the device need not wait for a large one to be written.
+            let mut batch = 1;
             while left > 0 {
                 while engine.in_flight() < 2 && begun < args.decode_tokens {
-                    let count =
-                        (args.decode_tokens - begun).min(args.batch.clamp(1, MAX_DECODE_BATCH));
+                    let count = (args.decode_tokens - begun).min(batch);
+                    batch = (2 * batch).min(most);
                     let writing = Instant::now();
                     engine.begin(count, &greedy)?;
                     host += writing.elapsed().as_secs_f64();
@@ -163,7 +167,12 @@ pub(super) fn bench(args: &BenchArgs) -> Result<String, CliError> {
         if args.kernels {
             at_depth(&mut engine, args, &ids(depth.max(1)))?;
             let kernels = pollster::block_on(engine.time_kernels(KERNEL_SAMPLES))?;
-            tables.push(KernelTable { depth, kernels });
+            at_depth(&mut engine, args, &ids(depth.max(1)))?;
+            tables.push(KernelTable {
+                depth,
+                kernels,
+                token_secs: pollster::block_on(engine.time_token(TOKEN_SAMPLES))?,
+            });
         }
     }
     let ceilings = args
@@ -177,6 +186,8 @@ pub(super) fn bench(args: &BenchArgs) -> Result<String, CliError> {
 const CHECKED: u32 = 64;
 /// Times over which the median of a kernel's time is taken.
 const KERNEL_SAMPLES: u32 = 21;
+/// Times over which the median of a whole token's time is taken.
+const TOKEN_SAMPLES: u32 = 9;
 /// Of the largest logit: f32 sums in another order, through f16 caches.
 const CHECK_TOLERANCE: f32 = 2e-2;
 
@@ -253,7 +264,7 @@ fn render(
             .collect();
         let tables: Vec<_> = tables
             .iter()
-            .map(|table| json!({ "depth": table.depth, "kernels": table.kernels }))
+            .map(|table| json!({ "depth": table.depth, "kernels": table.kernels, "tokenSecs": table.token_secs }))
             .collect();
         let ceilings = ceilings.map(|ceilings| {
             json!({
@@ -349,6 +360,13 @@ fn kernel_lines(ceilings: Ceilings, tables: &[KernelTable]) -> Vec<String> {
             sums.2 * 1e6,
             sums.3 / 1e6,
             sums.3 / sums.1 / 1e9
+        ));
+        lines.push(format!(
+            "{:<36} {:>5} {:>10.1} {:>10.1}",
+            "a whole token",
+            "",
+            table.token_secs * 1e6,
+            sums.2 * 1e6
         ));
     }
     lines

@@ -12,6 +12,11 @@
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 
 const TILE_GROUPS: u32 = 64u;
+// One vector more than groups, so that a group's vectors fall into different banks.
+const TILE_STRIDE: u32 = TILE_GROUPS + 1u;
+
+// [vector of a group][group]: neighboring lanes, which take neighboring groups, read neighboring vectors.
+var<workgroup> tile: array<vec4<f32>, 8u * TILE_STRIDE>;
 
 struct Input {
     value: vec4<f32>,
@@ -50,9 +55,9 @@ fn rows_product(
         block_3 = load_block(values_at.w, scales_at.w, first);
     }
     // Two inputs of a tile a thread.
-    let own = first_vector(thread);
-    var input_a = load_input(own, cols4, first_input, norm_at);
-    var input_b = load_input(own + VECTOR_STEP, cols4, first_input, norm_at);
+    let slot = (thread % 8u) * TILE_STRIDE + thread / 8u;
+    var input_a = load_input(thread, cols4, first_input, norm_at);
+    var input_b = load_input(thread + THREADS, cols4, first_input, norm_at);
     if (state.len == 0u) {
         return vec4<f32>(0.0);
     }
@@ -65,13 +70,13 @@ fn rows_product(
             input_a.value *= input_a.norm;
             input_b.value *= input_b.norm;
         }
-        announce_inputs(thread, input_a.value, input_b.value);
         workgroupBarrier();
-        store_inputs(thread, input_a.value, input_b.value);
+        tile[slot] = input_a.value;
+        tile[slot + THREADS / 8u] = input_b.value;
         workgroupBarrier();
-        let next_input = 8u * (tile_first + TILE_GROUPS) + own;
+        let next_input = 8u * (tile_first + TILE_GROUPS) + thread;
         input_a = load_input(next_input, cols4, first_input, norm_at);
-        input_b = load_input(next_input + VECTOR_STEP, cols4, first_input, norm_at);
+        input_b = load_input(next_input + THREADS, cols4, first_input, norm_at);
         for (var in_tile = lane; in_tile < tile_groups; in_tile += LANES) {
             let group = tile_first + in_tile;
             let next = min(group + LANES, groups - 1u);
@@ -83,12 +88,24 @@ fn rows_product(
                 next_2 = load_block(values_at.z, scales_at.z, next);
                 next_3 = load_block(values_at.w, scales_at.w, next);
             }
-            let inputs = load_group(in_tile);
-            sums.x += dot_inputs(block_0, cols, group, inputs);
-            sums.y += dot_inputs(block_1, cols, group, inputs);
+            let inputs = array<vec4<f32>, 8>(
+                tile[in_tile],
+                tile[TILE_STRIDE + in_tile],
+                tile[2u * TILE_STRIDE + in_tile],
+                tile[3u * TILE_STRIDE + in_tile],
+                tile[4u * TILE_STRIDE + in_tile],
+                tile[5u * TILE_STRIDE + in_tile],
+                tile[6u * TILE_STRIDE + in_tile],
+                tile[7u * TILE_STRIDE + in_tile],
+            );
+            let four = ((inputs[0] + inputs[1]) + (inputs[2] + inputs[3]))
+                + ((inputs[4] + inputs[5]) + (inputs[6] + inputs[7]));
+            let sum = (four.x + four.y) + (four.z + four.w);
+            sums.x += dot_block(block_0, cols, group, inputs, sum);
+            sums.y += dot_block(block_1, cols, group, inputs, sum);
             if (SET_ROWS == 4u) {
-                sums.z += dot_inputs(block_2, cols, group, inputs);
-                sums.w += dot_inputs(block_3, cols, group, inputs);
+                sums.z += dot_block(block_2, cols, group, inputs, sum);
+                sums.w += dot_block(block_3, cols, group, inputs, sum);
             }
             block_0 = next_0;
             block_1 = next_1;

@@ -1,17 +1,9 @@
-// Eight q4 weights as signed bytes, those of even columns first, and inputs in that order.
+// Eight q4 weights as signed bytes, those of even columns first.
 
 // 16 (q - 8): the nibbles in the upper halves of bytes, their highest bit turned over.
 fn spread(word: u32) -> vec2<u32> {
     let turned = word ^ 0x88888888u;
     return vec2<u32>(turned << 4u, turned) & vec2<u32>(0xf0f0f0f0u);
-}
-
-fn first_inputs(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
-    return vec4<f32>(a.xz, b.xz);
-}
-
-fn last_inputs(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
-    return vec4<f32>(a.yw, b.yw);
 }
 
 const HAS_OFFSET: bool = true;

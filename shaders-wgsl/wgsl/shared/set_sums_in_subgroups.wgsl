@@ -12,7 +12,8 @@ struct SetSums {
     squares: f32,
 }
 
-// A set's sums, and with a norm the sum of squares of the whole workgroup. Only lane 0 of a set gets them.
+// A set's sums, and with a norm the sum of squares: of the whole workgroup, or with codes of the set, for every set sees
+// all of them. Only lane 0 of a set gets them.
 fn set_sums(thread: u32, sums: RowSums, square_sum: f32) -> SetSums {
     var all = SetSums(sums, square_sum);
     for (var step = 1u; step < RUN; step *= 2u) {
@@ -21,7 +22,7 @@ fn set_sums(thread: u32, sums: RowSums, square_sum: f32) -> SetSums {
             all.squares += subgroupShuffleXor(all.squares, step);
         }
     }
-    if (NORM || RUN < LANES) {
+    if ((NORM && !OF_CODES) || RUN < LANES) {
         if (thread % RUN == 0u) {
             partials[thread / RUN] = all.sums;
             squares[thread / RUN] = all.squares;
@@ -30,8 +31,9 @@ fn set_sums(thread: u32, sums: RowSums, square_sum: f32) -> SetSums {
         if (thread % LANES == 0u) {
             for (var other = 1u; other < LANES / RUN; other += 1u) {
                 all.sums += partials[thread / RUN + other];
+                all.squares += squares[thread / RUN + other];
             }
-            if (NORM) {
+            if (NORM && !OF_CODES) {
                 all.squares = 0.0;
                 for (var other = 0u; other < RUNS; other += 1u) {
                     all.squares += squares[other];

@@ -8,7 +8,8 @@ struct SetSums {
     squares: f32,
 }
 
-// A set's sums, and with a norm the sum of squares of the whole workgroup. Only lane 0 of a set gets them.
+// A set's sums, and with a norm the sum of squares: of the whole workgroup, or with codes of the set, for every set sees
+// all of them. Only lane 0 of a set gets them.
 fn set_sums(thread: u32, sums: RowSums, square_sum: f32) -> SetSums {
     let lane = thread % LANES;
     var all = SetSums(sums, square_sum);
@@ -19,10 +20,16 @@ fn set_sums(thread: u32, sums: RowSums, square_sum: f32) -> SetSums {
     if (lane < 8u) {
         for (var other = 8u; other < LANES; other += 8u) {
             all.sums += partials[thread + other];
+            if (OF_CODES) {
+                all.squares += squares[thread + other];
+            }
         }
         partials[thread] = all.sums;
+        if (OF_CODES) {
+            squares[thread] = all.squares;
+        }
     }
-    if (NORM && thread < 16u) {
+    if (NORM && !OF_CODES && thread < 16u) {
         for (var other = 16u; other < THREADS; other += 16u) {
             all.squares += squares[thread + other];
         }
@@ -32,8 +39,11 @@ fn set_sums(thread: u32, sums: RowSums, square_sum: f32) -> SetSums {
     if (lane == 0u) {
         for (var other = 1u; other < 8u; other += 1u) {
             all.sums += partials[thread + other];
+            if (OF_CODES) {
+                all.squares += squares[thread + other];
+            }
         }
-        if (NORM) {
+        if (NORM && !OF_CODES) {
             all.squares = 0.0;
             for (var other = 0u; other < 16u; other += 1u) {
                 all.squares += squares[other];

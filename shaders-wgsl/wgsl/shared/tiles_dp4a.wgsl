@@ -15,7 +15,7 @@ fn store_weights(quarter: u32, row: u32, bytes: vec2<u32>) {
 }
 
 fn store_inputs(quarter: u32, token: u32, first: vec4<f32>, last: vec4<f32>) {
-    tile_x[quarter * TOKEN_STRIDE + token] = vec2<u32>(packed_bytes(first), packed_bytes(last));
+    tile_x[quarter * TOKEN_STRIDE + token] = vec2<u32>(packed(rounded(first)), packed(rounded(last)));
 }
 
 fn add_products(dots: Dots, rows: array<Element, 4>, x: Element) -> Dots {

@@ -234,7 +234,7 @@ fn run_decode_of(
         ],
     );
     let joined = gpu.run(
-        Kernel::MergeLse { codes: None },
+        Kernel::MergeLse { codes: false },
         shape,
         (case.heads * case.head_dim / shape.merge_channels(), 1),
         &[
@@ -444,7 +444,7 @@ fn many_parts_are_joined_as_their_twin_says() {
         partials.resize(partials.len() + 5 * 2 * (width + 2), f32::NAN);
         let (list, start) = list_of_parts(shape, parts + 5, parts);
         let joined = test_gpu().run(
-            Kernel::MergeLse { codes: None },
+            Kernel::MergeLse { codes: false },
             shape,
             (2 * head_dim / shape.merge_channels(), 1),
             &[

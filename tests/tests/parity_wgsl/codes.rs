@@ -1,114 +1,146 @@
-//! Inputs and outputs as codes: bytes with a scale for 16 columns, in the order of the weights that they meet.
+//! Kernels that take codes in or leave them: bytes in the order of the weights that they meet, with a step and a sum for
+//! every eight columns.
 
 use bytemuck::{bytes_of, cast_slice};
 use moa_mask::abi::ProjectParams;
+use moa_reference::codes::Codes;
 use moa_reference::compare::{Tolerance, compare};
 use moa_reference::merge_lse::{Part, merge_lse};
-use moa_reference::project::project;
-use moa_shaders::{Dialect, HeadShape, Kernel, Lanes, VectorType, WeightType};
+use moa_shaders::WeightType;
+use moa_shaders::{Dialect, HeadShape, Inputs, Kernel, Lanes, VectorType, WIDE_WORKGROUP};
 use moa_tests::gpu::{Data, POISON, TestGpu, floats, packed, reductions, test_gpu_in};
 use moa_tests::random::Random;
 
 use crate::attention::list_of_parts;
-use crate::file::File;
+use crate::code_words::{
+    TYPES, byte_words, check_codes, code_words, encoded, exact_codes, others_stay, random_codes,
+    scale_of,
+};
+use crate::file::{File, vector_words};
 use crate::fused::{EPS, GATE_UP, PROJECT, PROJECT_CASES, SHAPE};
-use crate::gates::Gates;
+use crate::gates::{Gates, Way};
 use crate::state;
 
 /// Sums of magnitude 3, divided by their weights.
 const MERGE: Tolerance = Tolerance::new(1e-5, 1e-5);
-const TYPES: [WeightType; 2] = [WeightType::Q4, WeightType::Q8];
 
-/// Word and byte of a column's code, and the word of its step, which the sum follows.
-fn place(weight: WeightType, column: usize) -> (usize, usize, usize) {
-    let (half, inner) = (column / 16 % 2, column % 8);
-    let (word, byte) = match weight {
-        WeightType::Q4 => (inner % 2, inner / 2),
-        _ => (inner / 4, inner % 4),
-    };
-    let block = 12 * (column / 32);
-    let eight = column / 8 % 2;
-    (
-        block + 4 * half + 2 * eight + word,
-        byte,
-        block + 8 + 2 * half,
-    )
+/// A matrix in pieces and a token as codes.
+struct Case {
+    weight: WeightType,
+    file: File,
+    params: ProjectParams,
+    /// The pieces' rows, and what all weights of a group have in common.
+    weights: Vec<f64>,
+    offsets: Vec<f64>,
+    codes: Codes,
+    before: Vec<f32>,
 }
 
-/// Values of which nothing is left to round, as codes.
-fn encoded(weight: WeightType, values: &[f32]) -> Vec<u32> {
-    let mut words = vec![0u32; values.len().div_ceil(32) * 12];
-    for (half, group) in values.chunks(16).enumerate() {
-        let step = group.iter().fold(0.0f32, |top, value| top.max(value.abs())) / 127.0;
-        for (index, value) in group.iter().enumerate() {
-            let (word, byte, scale) = place(weight, 16 * half + index);
-            #[expect(clippy::cast_possible_truncation, reason = "-127 to 127")]
-            let code = (value / step).round() as i8;
-            words[word] |= u32::from(code.cast_unsigned()) << (8 * byte);
-            words[scale] = step.to_bits();
-            words[scale + 1] = group.iter().sum::<f32>().to_bits();
+impl Case {
+    fn new(weight: WeightType, pieces: &[u32], cols: u32, row_offset: u32, normed: bool) -> Self {
+        let mut random = Random::new(u64::from(pieces[0] * cols));
+        let mut file = File::default();
+        let (mut weights, mut offsets, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for &rows in pieces {
+            let (at, scales_at, own, own_offsets) =
+                file.matrix_and_offsets(&mut random, weight, rows, cols);
+            weights.extend(own);
+            offsets.extend(own_offsets);
+            places.push((at, scales_at - at));
+        }
+        let rows: u32 = pieces.iter().sum();
+        let params = ProjectParams {
+            rows,
+            cols,
+            row_offset,
+            piece_rows: pieces[0],
+            piece_step: places.get(1).map_or(0, |(at, _)| at - places[0].0),
+            scales_step: places[0].1,
+            last_scales_step: places[places.len() - 1].1,
+            eps: EPS,
+        };
+        Self {
+            weight,
+            file,
+            params,
+            weights,
+            offsets,
+            codes: random_codes(&mut random, cols, normed),
+            before: random.spiked((row_offset + rows) as usize + 5, 1.0),
         }
     }
-    words
-}
 
-/// Inputs of which nothing is left to round: every half of a group in steps of its own.
-fn exact_inputs(random: &mut Random, cols: u32) -> Vec<f32> {
-    let mut step = 1.0;
-    (0..cols)
-        .map(|column| {
-            if column % 16 == 0 {
-                step = [1.0 / 128.0, 1.0 / 32.0, 1.0 / 8.0][random.below(3) as usize];
-                return 127.0 * step;
-            }
-            #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-            let code = random.below(255) as f32 - 127.0;
-            code * step
-        })
-        .collect()
-}
+    /// The rows that are written.
+    fn own(&self) -> std::ops::Range<usize> {
+        self.params.row_offset as usize..(self.params.row_offset + self.params.rows) as usize
+    }
 
-/// Whether codes say what the twin says: steps of a 127th of each largest, every value within half of one, and the sums.
-fn check_codes(
-    label: &str,
-    weight: WeightType,
-    words: &[u32],
-    expected: &[f64],
-    tolerance: Tolerance,
-) {
-    let signed = |word: u32, byte: usize| f64::from(word.to_le_bytes()[byte].cast_signed());
-    let near = |value: f64, column: usize| {
-        let (word, byte, scale) = place(weight, column);
-        let step = f64::from(f32::from_bits(words[scale]));
-        let error = (step * signed(words[word], byte) - value).abs();
-        error <= 0.5001 * step + tolerance.abs + tolerance.rel * value.abs()
-    };
-    for (column, value) in expected.iter().enumerate() {
-        assert!(near(*value, column), "{label}: column {column}");
+    fn kernel(&self, normed: bool, leaves: Option<VectorType>, lanes: Lanes) -> Kernel {
+        Kernel::Project {
+            weight: self.weight,
+            inputs: if normed {
+                Inputs::NormedCodes
+            } else {
+                Inputs::Codes
+            },
+            // Whoever divides by a norm is added to nothing.
+            add: !normed,
+            leaves,
+            lanes,
+        }
     }
-    let wrong = (0..expected.len()).filter(|column| !near(-expected[*column], *column));
-    assert!(
-        wrong.count() > expected.len() / 2,
-        "{label}: the other sign passed"
-    );
-    for (half, group) in expected.chunks(16).enumerate() {
-        let largest = group.iter().fold(0.0f64, |top, value| top.max(value.abs()));
-        let step = f32::from_bits(words[place(weight, 16 * half).2]);
-        let error = (127.0 * f64::from(step) - largest).abs();
-        let most = tolerance.abs + (tolerance.rel + 1e-6) * largest;
-        assert!(error <= most, "{label}: half {half} has steps of {step}");
+
+    /// What the twin says.
+    fn expected(&self, normed: bool) -> Vec<f64> {
+        let mut y = self.codes.product(&self.weights, &self.offsets);
+        let root = self.codes.root(EPS.into());
+        for (y, before) in y.iter_mut().zip(&self.before[self.own()]) {
+            *y = if normed {
+                *y / root
+            } else {
+                *y + f64::from(*before)
+            };
+        }
+        y
     }
-    let halves = expected.len() / 16;
-    let sums: Vec<f32> = (0..halves)
-        .map(|half| f32::from_bits(words[place(weight, 16 * half).2 + 1]))
-        .collect();
-    let exact: Vec<f64> = expected
-        .chunks(16)
-        .map(|group| group.iter().sum())
-        .collect();
-    let wide = Tolerance::new(16.0 * tolerance.abs, 16.0 * tolerance.rel);
-    let error = compare(&sums, &exact, wide).assert(label);
-    println!("{label}: sums {error:.2e}");
+
+    /// y, and the codes that are left.
+    fn run(
+        &self,
+        (dialect, kernel): (Dialect, Kernel),
+        constants: bool,
+        tokens: u32,
+        codes: &[u32],
+        norm: &[u32],
+    ) -> (Vec<f32>, Vec<u32>) {
+        let Kernel::Project { lanes, leaves, .. } = kernel else {
+            panic!("a product");
+        };
+        let mut gpu = test_gpu_in(dialect);
+        let run = if constants {
+            TestGpu::run_with_constants
+        } else {
+            TestGpu::run
+        };
+        let outputs = run(
+            &mut gpu,
+            kernel,
+            SHAPE,
+            (self.params.rows.div_ceil(lanes.rows()), 1),
+            &[
+                ("params", Data::Bytes(bytes_of(&self.params))),
+                ("state", Data::U32(&state(7, tokens))),
+                ("x", Data::U32(codes)),
+                ("values", Data::Bytes(&self.file.bytes)),
+                ("words", Data::Bytes(&self.file.bytes)),
+                ("y", Data::F32(&self.before)),
+                ("vector", Data::U32(norm)),
+                ("codes", Data::Poison(code_words(self.own().end + 32))),
+            ],
+        );
+        let left = leaves.map_or(Vec::new(), |_| outputs["codes"].clone());
+        (floats(&outputs["y"]), left)
+    }
 }
 
 #[test]
@@ -125,9 +157,13 @@ fn codes_are_multiplied_as_the_values_that_they_stand_for() {
     for dialect in reductions() {
         for weight in TYPES {
             let mut largest = 0.0f64;
-            for &(pieces, cols) in &cases {
-                for lanes in [Lanes::L32One, Lanes::L64One] {
-                    largest = largest.max(check_project(dialect, lanes, weight, pieces, cols));
+            for (index, &(pieces, cols)) in cases.iter().enumerate() {
+                for (lanes, normed) in [
+                    (Lanes::L32One, index % 2 == 0),
+                    (Lanes::L64One, index % 2 == 1),
+                ] {
+                    largest =
+                        largest.max(check_project(dialect, lanes, weight, pieces, cols, normed));
                 }
             }
             let name = weight.name();
@@ -145,84 +181,53 @@ fn check_project(
     weight: WeightType,
     pieces: &[u32],
     cols: u32,
+    normed: bool,
 ) -> f64 {
-    let mut random = Random::new(u64::from(pieces[0] * cols));
-    let mut file = File::default();
-    let (mut weights, mut places) = (Vec::new(), Vec::new());
-    for &rows in pieces {
-        let (at, scales_at, own) = file.matrix(&mut random, weight, rows, cols);
-        weights.extend(own);
-        places.push((at, scales_at - at));
-    }
-    let x = exact_inputs(&mut random, cols);
-    let rows: u32 = pieces.iter().sum();
-    let params = ProjectParams {
-        rows,
-        cols,
-        row_offset: 3,
-        piece_rows: pieces[0],
-        piece_step: places.get(1).map_or(0, |(at, _)| at - places[0].0),
-        scales_step: places[0].1,
-        last_scales_step: places[places.len() - 1].1,
-        eps: EPS,
-    };
-    let before = random.spiked(rows as usize + 5, 1.0);
-    let own = 3..3 + rows as usize;
-    let expected = project(&x, None, &weights, Some(&before[own.clone()]));
-    let kernel = Kernel::Project {
-        weight,
-        norm: None,
-        add: true,
-        codes: true,
-        lanes,
-    };
+    let case = Case::new(weight, pieces, cols, 3, normed);
+    let kernel = case.kernel(normed, None, lanes);
     let label = format!("{} {pieces:?} x {cols}", kernel.label_in(SHAPE, dialect));
-    let run_as = |constants: bool, tokens: u32, codes: &[u32]| {
-        let mut gpu = test_gpu_in(dialect);
-        let run = if constants {
-            TestGpu::run_with_constants
-        } else {
-            TestGpu::run
-        };
-        let outputs = run(
-            &mut gpu,
-            kernel,
-            SHAPE,
-            (rows.div_ceil(lanes.rows()), 1),
-            &[
-                ("params", Data::Bytes(bytes_of(&params))),
-                ("state", Data::U32(&state(7, tokens))),
-                ("x", Data::U32(codes)),
-                ("values", Data::Bytes(&file.bytes)),
-                ("words", Data::Bytes(&file.bytes)),
-                ("y", Data::F32(&before)),
-            ],
-        );
-        floats(&outputs["y"])
+    let run = |constants, tokens, codes: &[u32]| {
+        case.run((dialect, kernel), constants, tokens, codes, &[]).0
     };
-    let run = |tokens, codes: &[u32]| run_as(false, tokens, codes);
-    let y = run(1, &encoded(weight, &x));
-    assert_eq!(
-        run_as(true, 1, &encoded(weight, &x)),
-        y,
-        "{label}: constants in the source change nothing"
-    );
+    let words = encoded(weight, &case.codes);
+    let (y, own, before) = (run(false, 1, &words), case.own(), &case.before);
+    // A pipeline of its own for each, whose compilation is what takes time: one with a loop, one without.
+    if [576, 4864].contains(&cols) {
+        assert_eq!(
+            run(true, 1, &words),
+            y,
+            "{label}: constants in the source change nothing"
+        );
+    }
+    let expected = case.expected(normed);
     let error = compare(&y[own.clone()], &expected, PROJECT).assert(&label);
     assert!(
-        y[..3] == before[..3] && y[own.end..] == before[own.end..],
+        y[..own.start] == before[..own.start] && y[own.end..] == before[own.end..],
         "{label}: rows of others stay"
     );
-    assert_eq!(
-        run(0, &encoded(weight, &x)),
-        before,
-        "{label}: nothing in flight"
-    );
+    assert_eq!(run(false, 0, &words), *before, "{label}: nothing in flight");
+    let fails = |what: &str, codes: &[u32]| {
+        let wrong = run(false, 1, codes);
+        assert!(
+            !compare(&wrong[own.clone()], &expected, PROJECT).passed(),
+            "{label}: {what} passed"
+        );
+    };
     let other = TYPES.into_iter().find(|other| *other != weight).unwrap();
-    let wrong = run(1, &encoded(other, &x));
-    assert!(
-        !compare(&wrong[own], &expected, PROJECT).passed(),
-        "{label}: the other order passed"
-    );
+    fails("the other order", &encoded(other, &case.codes));
+    if weight == WeightType::Q4 {
+        let mut changed = case.codes.clone();
+        changed.sums[0] += 8.0;
+        changed.steps[0] = f32::from_bits(
+            changed.steps[0].to_bits() & 0xffff_0000 | changed.sums[0].to_bits() >> 16,
+        );
+        fails("another sum", &encoded(weight, &changed));
+    }
+    if normed {
+        let mut changed = case.codes.clone();
+        changed.squares[cols as usize / 8 - 1] += 0.1 * f32::from(u16::try_from(cols).unwrap());
+        fails("another square", &encoded(weight, &changed));
+    }
     error
 }
 
@@ -231,49 +236,105 @@ fn check_project(
     skip_wgpu,
     ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
 )]
-fn gates_leave_codes() {
+fn products_leave_codes_of_their_sums() {
     let mut list = reductions();
     list.push(packed());
+    let wide = test_gpu_in(packed()).threads() >= WIDE_WORKGROUP;
     for (dialect, weight) in list
         .into_iter()
         .flat_map(|dialect| TYPES.map(|weight| (dialect, weight)))
     {
-        for (rows, lanes, kind) in [
-            (16, Lanes::L16, VectorType::F16),
-            (80, Lanes::L16, VectorType::F32),
-            (48, Lanes::L32, VectorType::F16),
+        let mut ways = vec![(Lanes::L32One, VectorType::F32)];
+        // The base is tested within the default limits.
+        if wide && dialect.variant != moa_shaders::Variant::BASE {
+            ways.push((Lanes::L64Wide, VectorType::F16));
+        }
+        for (lanes, kind) in ways {
+            for (pieces, cols) in [(&[8][..], 64), (&[40], 576), (&[16, 16, 8], 2080)] {
+                let case = Case::new(weight, pieces, cols, 1016, false);
+                let kernel = case.kernel(false, Some(kind), lanes);
+                let label = format!("{} {pieces:?} x {cols}", kernel.label_in(SHAPE, dialect));
+                let own = case.own();
+                let mut random = Random::new(7);
+                let norm: Vec<f32> = (0..own.end).map(|_| 1.0 + 0.5 * random.unit()).collect();
+                let (vector, norm) = vector_words(kind, &norm);
+                let words = encoded(weight, &case.codes);
+                let run = |tokens| case.run((dialect, kernel), false, tokens, &words, &vector);
+                let (y, left) = run(1);
+                let expected = case.expected(false);
+                let _ = compare(&y[own.clone()], &expected, PROJECT).assert(&label);
+                let normed: Vec<f64> = expected
+                    .iter()
+                    .zip(&norm[own.clone()])
+                    .map(|(value, norm)| value * f64::from(*norm))
+                    .collect();
+                check_codes(&label, &left, own.start, &normed, Some(&expected), PROJECT);
+                others_stay(&label, &left, own.clone(), true);
+                let (y, left) = run(0);
+                assert_eq!(y, case.before, "{label}: nothing in flight");
+                others_stay(&label, &left, 0..0, true);
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn gates_take_codes_and_leave_them() {
+    for (dialect, weight) in reductions()
+        .into_iter()
+        .flat_map(|dialect| TYPES.map(|weight| (dialect, weight)))
+    {
+        for (rows, cols, of_codes, codes, lanes) in [
+            (16, 96, false, true, Lanes::L16),
+            (72, 96, false, true, Lanes::L32),
+            (40, 96, true, true, Lanes::L32Two),
+            (72, 2080, true, true, Lanes::L32Two),
+            (40, 2080, true, true, Lanes::L32),
+            (33, 1056, true, false, Lanes::L32Two),
         ] {
-            let cols = 96;
             let mut random = Random::new(u64::from(rows));
-            let norm = vec![1.0; cols];
-            let gates = Gates::new(&mut random, (weight, kind), &norm, rows, 32);
-            // Nothing to round where inputs are packed.
-            #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-            let x: Vec<f32> = (0..cols)
-                .map(|column| match column % 32 {
-                    0 => 127.0 / 64.0,
-                    _ => (random.below(255) as f32 - 127.0) / 64.0,
-                })
-                .collect();
+            // The norm's weights are in the codes.
+            let norm = vec![1.0; cols as usize];
+            let kind = VectorType::ALL[usize::from(rows == 72)];
+            let row_offset = if codes { 1016 } else { 3 };
+            let gates = Gates::new(&mut random, (weight, kind), &norm, rows, row_offset);
+            let (x, token) = exact_codes(&mut random, cols);
             let expected = gates.expected(&x);
-            let label = gates.label(dialect, true, lanes);
-            let words = (rows as usize).div_ceil(32) * 12;
-            let run = |tokens| gates.run(dialect, (true, lanes), &x, tokens, 12 + words);
-            assert_eq!(
-                run(0),
-                vec![POISON; 12 + words],
-                "{label}: nothing in flight"
-            );
+            let way = Way {
+                of_codes,
+                codes,
+                lanes,
+            };
+            let label = gates.label(dialect, way);
+            let own = row_offset as usize..(row_offset + rows) as usize;
+            let inputs = if of_codes {
+                encoded(weight, &token)
+            } else {
+                crate::bits(&x)
+            };
+            let words = if codes {
+                code_words(own.end + 32)
+            } else {
+                own.end + 5
+            };
+            let run = |tokens| gates.run(dialect, way, &inputs, tokens, words);
+            assert_eq!(run(0), vec![POISON; words], "{label}: nothing in flight");
             let y = run(1);
-            let (others, own) = y.split_at(12);
-            assert_eq!(others, [POISON; 12], "{label}: rows of others stay");
-            check_codes(&label, weight, own, &expected, GATE_UP);
-            if rows % 32 != 0 {
-                let last = &own[words - 12..];
-                let second = last[4..8].iter().chain(&last[10..]);
+            if codes {
+                check_codes(&label, &y, own.start, &expected, None, GATE_UP);
+                others_stay(&label, &y, own, false);
+            } else {
+                let _ = compare(&floats(&y[own.clone()]), &expected, GATE_UP).assert(&label);
                 assert!(
-                    second.into_iter().all(|&word| word == POISON),
-                    "{label}: a half past the end stays"
+                    y[..own.start]
+                        .iter()
+                        .chain(&y[own.end..])
+                        .all(|&word| word == POISON),
+                    "{label}: rows of others stay"
                 );
             }
         }
@@ -286,8 +347,8 @@ fn gates_leave_codes() {
     ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
 )]
 fn parts_are_joined_into_codes() {
-    for weight in TYPES {
-        for (head_dim, parts) in [(64u32, 1u32), (80, 37), (128, 6)] {
+    {
+        for (head_dim, parts) in [(64u32, 1u32), (80, 37), (24, 5), (128, 6)] {
             let shape = HeadShape {
                 heads: 2,
                 kv_heads: 1,
@@ -308,52 +369,55 @@ fn parts_are_joined_into_codes() {
                 });
             }
             let (list, start) = list_of_parts(shape, parts, parts);
-            let words = (2 * head_dim as usize) / 32 * 12;
+            let cols = 2 * head_dim as usize;
             let run = |tokens: u32, partials: &[f32]| {
                 let joined = test_gpu_in(Dialect::BASE).run(
-                    Kernel::MergeLse {
-                        codes: Some(weight),
-                    },
+                    Kernel::MergeLse { codes: true },
                     shape,
                     (2 * head_dim / shape.merge_channels(), 1),
                     &[
                         ("state", Data::U32(&state(start, tokens))),
                         ("partials", Data::F32(partials)),
-                        ("y", Data::Poison(words)),
                         ("items", Data::U32(cast_slice(&list.items))),
+                        ("codes", Data::Poison(code_words(cols))),
                     ],
                 );
-                joined["y"].clone()
+                joined["codes"].clone()
             };
             let expected: Vec<f64> = twin.iter().flat_map(|parts| merge_lse(parts)).collect();
-            let label = format!("{}: {parts} parts of {head_dim}", weight.name());
-            check_codes(&label, weight, &run(1, &partials), &expected, MERGE);
-            assert_eq!(
-                run(0, &partials),
-                vec![POISON; words],
-                "{label}: nothing in flight"
-            );
+            let label = format!("{parts} parts of {head_dim}");
+            let y = run(1, &partials);
+            check_codes(&label, &y, 0, &expected, None, MERGE);
+            others_stay(&label, &y, 0..cols, false);
+            others_stay(&label, &run(0, &partials), 0..0, false);
 
             // Nothing but zeros, next to nothing, and NaN, which no code may hide.
             let width = head_dim as usize + 2;
             for part in partials.chunks_mut(2 * width) {
-                part[..16].fill(0.0);
-                part[16..32].fill(1e-35);
-                part[37] = f32::NAN;
+                part[..8].fill(0.0);
+                part[8..16].fill(1e-35);
+                part[21] = f32::NAN;
             }
             let y = run(1, &partials);
-            let scale = |half: usize| {
-                let at = place(weight, 16 * half).2;
-                [y[at], y[at + 1]].map(f32::from_bits)
-            };
-            assert_eq!(scale(0), [0.0; 2], "{label}: zeros");
-            assert_eq!(y[..8], [0; 8], "{label}: zeros, and next to nothing");
+            assert_eq!(scale_of(&y, 0)[1], 0.0, "{label}: zeros");
+            for column in [0, 8] {
+                assert_eq!(byte_words(&y, column), [0; 4], "{label}: next to nothing");
+                assert!(
+                    scale_of(&y, column)
+                        .iter()
+                        .all(|value| (0.0..1e-33).contains(value)),
+                    "{label}: next to nothing"
+                );
+            }
+            let broken = scale_of(&y, 16);
             assert!(
-                (0.0..1e-33).contains(&scale(1)[1]),
-                "{label}: next to nothing"
+                broken.iter().all(|value| value.is_nan()),
+                "{label}: NaN is hidden"
             );
-            assert!(scale(2)[0].is_nan(), "{label}: NaN is hidden by a step");
-            assert!(scale(3).iter().all(|value| value.is_finite()), "{label}");
+            assert!(
+                scale_of(&y, 24).iter().all(|value| value.is_finite()),
+                "{label}"
+            );
         }
     }
 }

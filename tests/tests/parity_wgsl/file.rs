@@ -7,7 +7,7 @@ use moa_tests::attention::{packed, unpacked};
 use moa_tests::random::Random;
 
 use crate::bits;
-use crate::matrices::piece;
+use crate::matrices::{offsets, piece};
 
 /// Tensors one after the other as a weight file has them, with something else before and between.
 #[derive(Default)]
@@ -35,9 +35,22 @@ impl File {
         rows: u32,
         cols: u32,
     ) -> (u32, u32, Vec<f64>) {
+        let (at, scales_at, weights, _) = self.matrix_and_offsets(random, weight, rows, cols);
+        (at, scales_at, weights)
+    }
+
+    /// The same, and what all weights of a group have in common.
+    pub(crate) fn matrix_and_offsets(
+        &mut self,
+        random: &mut Random,
+        weight: WeightType,
+        rows: u32,
+        cols: u32,
+    ) -> (u32, u32, Vec<f64>, Vec<f64>) {
         let (bytes, weights) = piece(random, weight, rows, cols);
         let at = self.push(&bytes);
-        (at, at + scales_step(weight, rows, cols), weights)
+        let offsets = offsets(weight, &bytes, &weights);
+        (at, at + scales_step(weight, rows, cols), weights, offsets)
     }
 
     /// A vector: its place, and what it means.

@@ -3,18 +3,17 @@
 use bytemuck::{bytes_of, cast_slice};
 use moa_mask::abi::{ProjectParams, QkvParams};
 use moa_reference::compare::{Tolerance, compare};
-use moa_reference::matmul::matmul_packed;
 use moa_reference::project::{Norm, project};
 use moa_reference::qkv::{Projection, qkv};
-use moa_shaders::{Dialect, HeadShape, Kernel, Lanes, VectorType, WeightType};
+use moa_shaders::{Dialect, HeadShape, Inputs, Kernel, Lanes, VectorType, WeightType};
 use moa_tests::attention::unpacked;
 use moa_tests::cases;
-use moa_tests::gpu::{Data, POISON, floats, packed as packed_inputs, reductions, test_gpu_in};
+use moa_tests::gpu::{Data, POISON, floats, reductions, test_gpu_in};
 use moa_tests::random::Random;
 
-use crate::file::{File, scales_step, vector_words};
-use crate::gates::Gates;
-use crate::matrices::{away_from_ties, offsets, piece};
+use crate::code_words::{encoded, exact_codes};
+use crate::file::{File, vector_words};
+use crate::gates::{Gates, Way};
 use crate::{bits, state};
 
 /// Of sums of up to 4,160 products of magnitude 1, in f32.
@@ -31,16 +30,9 @@ pub(crate) const SHAPE: HeadShape = HeadShape {
     head_dim: 64,
 };
 
-/// Weights of a norm, around 1; powers of two for packed inputs.
-fn norm_weights(random: &mut Random, dialect: Dialect, cols: u32) -> Vec<f32> {
-    let mut weight = || {
-        if dialect.variant.packed {
-            [0.5, 1.0, 2.0][random.below(3) as usize]
-        } else {
-            1.0 + 0.5 * random.unit()
-        }
-    };
-    (0..cols).map(|_| weight()).collect()
+/// Weights of a norm, around 1.
+fn norm_weights(random: &mut Random, cols: u32) -> Vec<f32> {
+    (0..cols).map(|_| 1.0 + 0.5 * random.unit()).collect()
 }
 
 /// Rows of each piece, columns, tokens in flight.
@@ -57,40 +49,15 @@ pub(crate) const PROJECT_CASES: [(&[u32], u32, usize); 8] = [
 /// Columns that are no whole groups of 32, for types without groups.
 const RAGGED: [(&[u32], u32, usize); 3] = [(&[20], 4, 1), (&[70, 11], 100, 1), (&[5], 2052, 1)];
 
-/// Every dialect with every weight type; subgroups with one, since they differ in what happens after the weights, and
-/// packed inputs with those that have bytes.
+/// Every dialect with every weight type; subgroups with one, since they differ in what happens after the weights.
 fn dialects() -> impl Iterator<Item = (Dialect, WeightType)> {
-    let mut list = reductions();
-    list.push(packed_inputs());
-    list.into_iter().flat_map(|dialect| {
+    reductions().into_iter().flat_map(|dialect| {
         let variant = dialect.variant;
         WeightType::ALL
             .into_iter()
             .filter(move |weight| !variant.subgroups || *weight == WeightType::Q4)
-            .filter(move |weight| !variant.packed || weight.has_scales())
             .map(move |weight| (dialect, weight))
     })
-}
-
-/// Inputs for a norm with these weights. Where they are packed, such that nothing is left to round: whole 127th parts of
-/// the largest in their group once they have met the norm.
-fn inputs(random: &mut Random, dialect: Dialect, count: usize, norm: &[f32]) -> Vec<f32> {
-    if !dialect.variant.packed {
-        return random.spiked(count, 1.0);
-    }
-    (0..count)
-        .map(|index| {
-            let steps = if index % 32 == 0 {
-                127
-            } else {
-                random.below(255)
-            };
-            #[expect(clippy::cast_precision_loss, reason = "a small number")]
-            let value = (steps as f32 - 127.0) / 32.0;
-            let value = if index % 32 == 0 { 127.0 / 32.0 } else { value };
-            value / norm.get(index % norm.len().max(1)).copied().unwrap_or(1.0)
-        })
-        .collect()
 }
 
 /// How work is shared and how norms are stored in a case: everything with q4, one way with the other types. A variant
@@ -127,10 +94,9 @@ fn check_project(
     let before = random.spiked(out, 1.0);
     let (vector, norm_weight) = vector_words(
         norm.unwrap_or(VectorType::F32),
-        &norm_weights(&mut random, dialect, cols),
+        &norm_weights(&mut random, cols),
     );
-    let norm_of_inputs: &[f32] = if norm.is_some() { &norm_weight } else { &[] };
-    let x = inputs(&mut random, dialect, tokens * cols as usize, norm_of_inputs);
+    let x = random.spiked(tokens * cols as usize, 1.0);
     let params = ProjectParams {
         rows,
         cols,
@@ -153,9 +119,9 @@ fn check_project(
     let expected = twin(EPS.into());
     let kernel = Kernel::Project {
         weight,
-        norm,
+        inputs: norm.map_or(Inputs::Plain, Inputs::Norm),
         add,
-        codes: false,
+        leaves: None,
         lanes,
     };
     let label = format!("{} {pieces:?} x {cols}", kernel.label_in(SHAPE, dialect));
@@ -263,12 +229,17 @@ fn gates_with_their_projections_equal_their_twin() {
         {
             let (lanes, kind) = variant(weight, index);
             let mut random = Random::new(u64::from(rows * cols));
-            let norm = norm_weights(&mut random, dialect, cols);
+            let norm = norm_weights(&mut random, cols);
             let gates = Gates::new(&mut random, (weight, kind), &norm, rows, 2);
-            let x = inputs(&mut random, dialect, cols as usize, &gates.norm);
+            let x = random.spiked(cols as usize, 1.0);
             let expected = gates.expected(&x);
-            let label = gates.label(dialect, false, lanes);
-            let y = gates.run(dialect, (false, lanes), &x, 1, rows as usize + 5);
+            let way = Way {
+                of_codes: false,
+                codes: false,
+                lanes,
+            };
+            let label = gates.label(dialect, way);
+            let y = gates.run(dialect, way, &bits(&x), 1, rows as usize + 5);
             let (own, rest) = y[2..].split_at(rows as usize);
             let error = compare(&floats(own), &expected, GATE_UP).assert(&label);
             largest = largest.max(error);
@@ -300,7 +271,13 @@ fn queries_keys_and_values_equal_their_twin() {
         theta: 10_000.0,
         scaling: None,
     };
-    for (dialect, weight) in dialects() {
+    let ways = dialects().flat_map(|(dialect, weight)| {
+        [false, true]
+            .map(|of_codes| (dialect, weight, of_codes))
+            .into_iter()
+            .filter(move |(.., of_codes)| !of_codes || weight.has_scales())
+    });
+    for (dialect, weight, of_codes) in ways {
         let mut largest = 0.0f64;
         for (index, case) in cases::attention_prefill().into_iter().enumerate() {
             // Half of the shapes for one type, one for the others.
@@ -314,8 +291,13 @@ fn queries_keys_and_values_equal_their_twin() {
             let has_bias = index % 3 != 0;
             let mut random = Random::new(index as u64);
             let mut file = File::default();
-            let (norm_at, norm_weight) =
-                file.vector(kind, &norm_weights(&mut random, dialect, cols));
+            // Codes have met the norm's weights.
+            let norm_weight = if of_codes {
+                vec![1.0; cols as usize]
+            } else {
+                norm_weights(&mut random, cols)
+            };
+            let (norm_at, norm_weight) = file.vector(kind, &norm_weight);
             let heads = [case.heads, case.kv_heads, case.kv_heads];
             let parts: Vec<_> = heads
                 .iter()
@@ -326,7 +308,15 @@ fn queries_keys_and_values_equal_their_twin() {
                     (matrix, bias)
                 })
                 .collect();
-            let x = inputs(&mut random, dialect, cols as usize, &norm_weight);
+            let (x, words, inputs, lanes) = if of_codes {
+                let (x, codes) = exact_codes(&mut random, cols);
+                let lanes = [Lanes::L32One, Lanes::L64One][(index / 2) % 2];
+                (x, encoded(weight, &codes), Inputs::NormedCodes, lanes)
+            } else {
+                let x = random.spiked(cols as usize, 1.0);
+                let words = bits(&x);
+                (x, words, Inputs::Norm(kind), Lanes::ALL[(index / 6) % 3])
+            };
             let inv_freq = rope.inv_freq(case.head_dim);
             let (cos, sin) = rope.cos_sin(case.head_dim, 0..case.context);
             let table: Vec<f32> = cos
@@ -366,10 +356,9 @@ fn queries_keys_and_values_equal_their_twin() {
             };
             let spans = case.spans();
             let ring_words = case.ring(&[], 0, POISON).len();
-            let lanes = Lanes::ALL[(index / 6) % 3];
             let kernel = Kernel::Qkv {
                 weight,
-                norm: kind,
+                inputs,
                 bias: has_bias.then_some(kind),
                 lanes,
             };
@@ -381,7 +370,7 @@ fn queries_keys_and_values_equal_their_twin() {
                 &[
                     ("params", Data::Bytes(bytes_of(&params))),
                     ("state", Data::U32(&state(case.start, 1))),
-                    ("x", Data::F32(&x)),
+                    ("x", Data::U32(&words)),
                     ("values", Data::Bytes(&file.bytes)),
                     ("words", Data::Bytes(&file.bytes)),
                     ("table", Data::F32(&table)),
@@ -415,62 +404,5 @@ fn queries_keys_and_values_equal_their_twin() {
             }
         }
         println!("qkv, {}, {}: {largest:.2e}", weight.name(), dialect.variant);
-    }
-}
-
-#[test]
-#[cfg_attr(
-    skip_wgpu,
-    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
-)]
-fn packed_inputs_are_rounded_as_the_twin_rounds_them() {
-    let dialect = packed_inputs();
-    for weight in [WeightType::Q4, WeightType::Q8] {
-        let (rows, cols) = (37, 2080);
-        let mut random = Random::new(9);
-        let (bytes, weights) = piece(&mut random, weight, rows, cols);
-        let mut x = random.spiked(cols as usize, 1.0);
-        away_from_ties(&mut x);
-        let offsets = offsets(weight, &bytes, &weights);
-        let expected = matmul_packed(&x, &weights, &offsets, cols as usize);
-        let scales_at = scales_step(weight, rows, cols);
-        let params = ProjectParams {
-            rows,
-            cols,
-            row_offset: 0,
-            piece_rows: rows,
-            piece_step: 0,
-            scales_step: scales_at,
-            last_scales_step: scales_at,
-            eps: EPS,
-        };
-        let kernel = Kernel::Project {
-            weight,
-            norm: None,
-            add: false,
-            codes: false,
-            lanes: Lanes::L64,
-        };
-        let outputs = test_gpu_in(dialect).run(
-            kernel,
-            SHAPE,
-            (rows.div_ceil(Lanes::L64.rows()), 1),
-            &[
-                ("params", Data::Bytes(bytes_of(&params))),
-                ("state", Data::U32(&state(7, 1))),
-                ("x", Data::F32(&x)),
-                ("values", Data::Bytes(&bytes)),
-                ("words", Data::Bytes(&bytes)),
-                ("y", Data::Poison(rows as usize)),
-            ],
-        );
-        let y = floats(&outputs["y"]);
-        let error = compare(&y, &expected, PROJECT).assert(weight.name());
-        println!("project, {}, packed, rounded: {error:.2e}", weight.name());
-        let exact = project(&x, None, &weights, None);
-        assert!(
-            !compare(&y, &exact, PROJECT).passed(),
-            "inputs that were never rounded passed"
-        );
     }
 }

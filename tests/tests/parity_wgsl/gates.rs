@@ -5,13 +5,21 @@ use bytemuck::bytes_of;
 use moa_mask::abi::GateUpParams;
 use moa_reference::gate_up::gate_up;
 use moa_reference::project::Norm;
-use moa_shaders::{Dialect, Kernel, Lanes, VectorType, WeightType};
+use moa_shaders::{Dialect, Inputs, Kernel, Lanes, VectorType, WeightType};
 use moa_tests::gpu::{Data, test_gpu_in};
 use moa_tests::random::Random;
 
 use crate::file::File;
 use crate::fused::{EPS, SHAPE};
 use crate::state;
+
+/// What goes in, what comes out, and how work is shared.
+#[derive(Clone, Copy)]
+pub(crate) struct Way {
+    pub(crate) of_codes: bool,
+    pub(crate) codes: bool,
+    pub(crate) lanes: Lanes,
+}
 
 pub(crate) struct Gates {
     file: File,
@@ -62,18 +70,22 @@ impl Gates {
     }
 
     /// The kernel and the workgroups that it takes.
-    fn kernel(&self, codes: bool, lanes: Lanes) -> (Kernel, u32) {
+    fn kernel(&self, way: Way) -> (Kernel, u32) {
         let kernel = Kernel::GateUp {
             weight: self.weight,
-            norm: self.kind,
-            codes,
-            lanes,
+            inputs: if way.of_codes {
+                Inputs::NormedCodes
+            } else {
+                Inputs::Norm(self.kind)
+            },
+            codes: way.codes,
+            lanes: way.lanes,
         };
-        (kernel, (2 * self.params.rows).div_ceil(lanes.rows()))
+        (kernel, (2 * self.params.rows).div_ceil(way.lanes.rows()))
     }
 
-    pub(crate) fn label(&self, dialect: Dialect, codes: bool, lanes: Lanes) -> String {
-        let (kernel, _) = self.kernel(codes, lanes);
+    pub(crate) fn label(&self, dialect: Dialect, way: Way) -> String {
+        let (kernel, _) = self.kernel(way);
         let GateUpParams { rows, cols, .. } = self.params;
         format!("{} {rows} x {cols}", kernel.label_in(SHAPE, dialect))
     }
@@ -96,16 +108,17 @@ impl Gates {
         self.twin(x, &self.up, &self.gate)
     }
 
-    /// The `words` of y after `tokens` tokens.
+    /// The `words` of y, or of the codes, after `tokens` tokens.
     pub(crate) fn run(
         &self,
         dialect: Dialect,
-        (codes, lanes): (bool, Lanes),
-        x: &[f32],
+        way: Way,
+        x: &[u32],
         tokens: u32,
         words: usize,
     ) -> Vec<u32> {
-        let (kernel, workgroups) = self.kernel(codes, lanes);
+        let (kernel, workgroups) = self.kernel(way);
+        let out = if way.codes { "codes" } else { "y" };
         let outputs = test_gpu_in(dialect).run(
             kernel,
             SHAPE,
@@ -113,12 +126,12 @@ impl Gates {
             &[
                 ("params", Data::Bytes(bytes_of(&self.params))),
                 ("state", Data::U32(&state(0, tokens))),
-                ("x", Data::F32(x)),
+                ("x", Data::U32(x)),
                 ("values", Data::Bytes(&self.file.bytes)),
                 ("words", Data::Bytes(&self.file.bytes)),
-                ("y", Data::Poison(words)),
+                (out, Data::Poison(words)),
             ],
         );
-        outputs["y"].clone()
+        outputs[out].clone()
     }
 }

@@ -7,6 +7,7 @@
 
 mod attention;
 mod cache;
+mod code_words;
 mod codes;
 mod file;
 mod fused;

@@ -206,7 +206,7 @@ fn check_matmul(dialect: Dialect, weight: WeightType, case: MatmulCase, vector: 
 
 /// What the weights would be if what is stored beside the scales stood for zero.
 pub(crate) fn offsets(weight: WeightType, bytes: &[u8], weights: &[f64]) -> Vec<f64> {
-    if weight == WeightType::Q8 {
+    if weight != WeightType::Q4 {
         return vec![0.0; weights.len()];
     }
     let mut eights = bytes.to_vec();
