@@ -7,9 +7,10 @@ use moa_mask::abi::{HeadSpan, SpanPart};
 
 use crate::HeadShape;
 
-/// Entries of a layer that are aimed at: enough for every core to have several, and few enough that what each of them
-/// begins and ends with, and the joining of their results, is little beside the keys.
-const ENTRIES: u32 = 512;
+/// Entries of a layer at most, where it has no more heads: enough for every core to have several, and few enough that what
+/// each of them begins and ends with, and the joining of their results, is little beside the keys. Four for each of the 132
+/// cores of an H100 or H200, which hold no more of them at once: some more would take a whole turn for themselves.
+const ENTRIES: u32 = 528;
 
 /// An entry for each workgroup, and how many partial results they leave.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,7 +27,9 @@ impl WorkList {
     /// The list of a layer in a context.
     pub fn new(layer: &[HeadSpan], context: u32, shape: HeadShape) -> Self {
         let all: u32 = layer.iter().map(|span| rounds(span, context, shape)).sum();
-        let most = (all * shape.items_per_part()).div_ceil(ENTRIES);
+        // Every head may have one part that is not full.
+        let partial = shape.kv_heads * shape.items_per_part();
+        let most = (all * shape.items_per_part()).div_ceil(ENTRIES.saturating_sub(partial).max(1));
         Self::of_rounds(layer, context, shape, most)
     }
 
@@ -138,7 +141,7 @@ mod tests {
         for (short, long) in [(1, 64), (300, 5000), (4096, 131_072), (131_072, 131_072)] {
             let layer = [short, long].map(|window| span(0, window));
             let list = WorkList::new(&layer, 131_072, shape);
-            assert!(list.items.len() <= ENTRIES as usize + layer.len());
+            assert!(list.items.len() <= ENTRIES as usize);
             let keys = [0, 4].map(|first_head| {
                 let item = list.items.iter().find(|item| item.first_head == first_head);
                 let item = item.unwrap();

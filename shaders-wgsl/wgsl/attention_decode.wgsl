@@ -7,8 +7,8 @@
 // partials  rows of head_dim values, row_max, row_sum; merge_lse joins them. Those of the first part lie by head.
 // Grid: (items); a workgroup of 128. HEAD_DIM / 8 threads, a lane, share a key, each with 8 channels of every query
 // in registers; a round takes four keys of each lane. A lane has its own online softmax; lanes are joined at
-// the end. K and V of a round are on their way together. Only visible keys are touched: past the end the last one comes
-// again, without weight.
+// the end. K and V of a round are on their way together, those of the next one while it is computed. Only visible keys are
+// touched: past the end the last one comes again, without weight.
 // Numerics: f32; what is subtracted, and given on as row_max, is the largest score, or up to 8 less with subgroups.
 // Twin: reference/src/attention_decode.rs.
 
@@ -22,49 +22,17 @@ const HEAD_DIM8: u32 = HEAD_DIM / 8u;
 // Keys of a round that a thread has a part of.
 const KEYS_PER_LANE: u32 = 4u;
 const LANES: u32 = DECODE_ROUND / KEYS_PER_LANE;
+// Lanes that are left once those of a subgroup are one.
+const LANES_LEFT: u32 = LANES / LANES_TOGETHER;
+// Channels of a thread whose sums workgroup memory holds at once.
+const CHANNELS_AT_ONCE: u32 = select(8u, 4u, LANES_TOGETHER == 1u);
 
-// Of every thread one value for each of its keys, [key of the round][thread of the lane]: shares of scores, or sums.
+// [4][lane][thread of the lane]: of every thread one value for each of its keys, shares of scores; then sums.
 var<workgroup> shares: array<Heads, DECODE_ROUND * HEAD_DIM8>;
-// The scores of a round, then the lanes' maxima.
+// The scores of a round.
 var<workgroup> scores: array<Heads, DECODE_ROUND>;
-// Each lane's sum of weights, then the part's maximum.
-var<workgroup> lane_sums: array<Heads, LANES + 1u>;
-
-// Where the visible keys lie: those of the sink, those of the ring up to its end, those from its start on.
-struct Keys {
-    last: u32,
-    sink_end: u32,
-    wrap_at: u32,
-    // What leads from a key's place among the visible ones to its row.
-    in_sink: u32,
-    in_ring: u32,
-    wrapped: u32,
-}
-
-// The rows of the keys that a thread takes in a round; past the end of what is visible its last key.
-fn rows_of(keys: Keys, first: u32) -> vec4<u32> {
-    let key = min(vec4<u32>(first) + LANES * vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(keys.last));
-    let in_ring = select(vec4<u32>(keys.in_ring), vec4<u32>(keys.wrapped), key >= vec4<u32>(keys.wrap_at));
-    return key + select(in_ring, vec4<u32>(keys.in_sink), key < vec4<u32>(keys.sink_end));
-}
-
-fn four_k(rows: vec4<u32>, channel8: u32) -> array<KvWords, 4> {
-    return array<KvWords, 4>(
-        load_k(rows.x, channel8),
-        load_k(rows.y, channel8),
-        load_k(rows.z, channel8),
-        load_k(rows.w, channel8),
-    );
-}
-
-fn four_v(rows: vec4<u32>, channel8: u32) -> array<KvWords, 4> {
-    return array<KvWords, 4>(
-        load_v(rows.x, channel8),
-        load_v(rows.y, channel8),
-        load_v(rows.z, channel8),
-        load_v(rows.w, channel8),
-    );
-}
+// Each lane's maximum, then each lane's sum of weights.
+var<workgroup> lanes: array<Heads, 2u * LANES>;
 
 // A thread's share of the scores of one key.
 fn share_of(words: KvWords, low: array<Heads, 4>, high: array<Heads, 4>) -> Heads {
@@ -92,12 +60,9 @@ fn scaled(sums: array<Heads, 4>, factor: Heads) -> array<Heads, 4> {
     );
 }
 
-// A thread among the others: its lane, its place in `shares`, and whether it is none beyond the last lane.
-struct Place {
-    thread: u32,
-    lane: u32,
-    slot: u32,
-    stores: bool,
+// One of two sums, with what the neighboring lane has of it.
+fn shared_sum(low: Heads, high: Heads, odd: bool) -> Heads {
+    return select(low, high, odd) + of_thread(select(high, low, odd), HEAD_DIM8);
 }
 
 // The weights of the keys of a thread's lane in a round, and the lane's softmax with them. Where its maximum was raised,
@@ -110,32 +75,9 @@ struct Weights {
     shrink: Heads,
 }
 
-// Whether there is such a head among those served.
-fn serves(item: SpanPart, head: u32) -> bool {
-    return head < HEADS_PER_ITEM && item.first_head % GQA_GROUP + head < GQA_GROUP;
-}
-
-// Where the part's partial result of a head lies.
-fn partial_at(item: SpanPart, head: u32) -> u32 {
-    let later = item.first_row + item.part * GQA_GROUP + item.first_head % GQA_GROUP + head;
-    return select(later, item.first_head + head, item.part == 0u) * PARTIAL;
-}
-
-// Adds up over the lanes what lies in `shares`: of each thread's eight channels KEYS_PER_LANE from first_channel on.
-fn write_channels(item: SpanPart, first_channel: u32, thread: u32) {
-    workgroupBarrier();
-    for (var index = thread; index < HEAD_DIM8 * KEYS_PER_LANE * HEADS_WIDTH; index += THREADS) {
-        let head = index % HEADS_WIDTH;
-        let channel = (index / HEADS_WIDTH) % KEYS_PER_LANE;
-        let channel8 = index / (HEADS_WIDTH * KEYS_PER_LANE);
-        if (serves(item, head)) {
-            var sum = 0.0;
-            for (var lane = 0u; lane < LANES; lane += 1u) {
-                sum += share_of_head((channel * LANES + lane) * HEAD_DIM8 + channel8, head);
-            }
-            partials[partial_at(item, head) + 8u * channel8 + first_channel + channel] = sum;
-        }
-    }
+// Where a sum lies: channels of a thread begin elsewhere, so that neighbors among those who add up read different banks.
+fn sum_slot(channel: u32, lane: u32, channel8: u32) -> u32 {
+    return (channel * LANES_LEFT + lane) * HEAD_DIM8 + (channel8 + channel) % HEAD_DIM8;
 }
 
 @compute @workgroup_size(128)
@@ -148,17 +90,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (state.len == 0u || first >= visible) {
         return;
     }
+    // The visible keys lie in the sink, in the ring from where its oldest one is to its end, and from its start on.
     let sink_end = min(causal, item.sink);
-    let ring_start = (causal - visible) % max(item.ring, 1u);
-    let in_ring = item.slot_offset + ring_start;
-    let keys = Keys(
-        visible - 1u,
-        sink_end,
-        item.ring - ring_start + sink_end,
-        item.slot_offset,
-        in_ring,
-        in_ring - item.ring,
-    );
+    let oldest = (causal - visible) % max(item.ring, 1u);
+    let wrap_at = item.ring - oldest + sink_end;
 
     let lane = thread / HEAD_DIM8;
     let channel8 = thread % HEAD_DIM8;
@@ -175,16 +110,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var row_max = Heads(UNSEEN);
     var row_sum = zero;
     for (var round = first; round < visible; round += item.parts * DECODE_ROUND) {
-        let rows = rows_of(keys, round + own_lane);
-        let k = four_k(rows, channel8);
-        let v = four_v(rows, channel8);
+        let key = min(vec4<u32>(round + own_lane) + LANES * vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(visible - 1u));
+        let in_ring = select(vec4<u32>(oldest), vec4<u32>(oldest - item.ring), key >= vec4<u32>(wrap_at));
+        let row = item.slot_offset + key + select(in_ring, vec4<u32>(0u), key < vec4<u32>(sink_end));
+        let k_0 = load_k(row.x, channel8);
+        let k_1 = load_k(row.y, channel8);
+        let v_0 = load_v(row.x, channel8);
+        let v_1 = load_v(row.y, channel8);
+        let k_2 = load_k(row.z, channel8);
+        let k_3 = load_k(row.w, channel8);
+        let v_2 = load_v(row.z, channel8);
+        let v_3 = load_v(row.w, channel8);
         let parts = array<Heads, 4>(
-            share_of(k[0], q_low, q_high),
-            share_of(k[1], q_low, q_high),
-            share_of(k[2], q_low, q_high),
-            share_of(k[3], q_low, q_high),
+            share_of(k_0, q_low, q_high),
+            share_of(k_1, q_low, q_high),
+            share_of(k_2, q_low, q_high),
+            share_of(k_3, q_low, q_high),
         );
-        let weights = weights_of(Place(thread, own_lane, slot, stores), parts, round, visible, row_max, row_sum);
+        let weights = weights_of(thread, own_lane, slot, stores, parts, round, visible, row_max, row_sum);
         row_max = weights.row_max;
         row_sum = weights.row_sum;
         if (weights.raised) {
@@ -192,54 +135,89 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             sums_high = scaled(sums_high, weights.shrink);
         }
         let w = weights.of_keys;
-        sums_low = weighted(weighted(sums_low, w[0], low_channels(v[0])), w[1], low_channels(v[1]));
-        sums_high = weighted(weighted(sums_high, w[0], high_channels(v[0])), w[1], high_channels(v[1]));
-        sums_low = weighted(weighted(sums_low, w[2], low_channels(v[2])), w[3], low_channels(v[3]));
-        sums_high = weighted(weighted(sums_high, w[2], high_channels(v[2])), w[3], high_channels(v[3]));
+        sums_low = weighted(weighted(sums_low, w[0], low_channels(v_0)), w[1], low_channels(v_1));
+        sums_high = weighted(weighted(sums_high, w[0], high_channels(v_0)), w[1], high_channels(v_1));
+        sums_low = weighted(weighted(sums_low, w[2], low_channels(v_2)), w[3], low_channels(v_3));
+        sums_high = weighted(weighted(sums_high, w[2], high_channels(v_2)), w[3], high_channels(v_3));
     }
     row_sum = lane_sum(row_sum);
 
-    // The lanes' maxima take the place of scores, which the last round has read.
-    workgroupBarrier();
-    if (stores && channel8 == 0u) {
-        scores[lane] = row_max;
-    }
-    workgroupBarrier();
-    var part_max = row_max;
-    for (var other = 0u; other < LANES; other += 1u) {
-        part_max = max(part_max, scores[other]);
-    }
-    let shrink = exp(row_max - part_max);
-    sums_low = scaled(sums_low, shrink);
-    sums_high = scaled(sums_high, shrink);
-    if (stores) {
-        if (channel8 == 0u) {
-            lane_sums[lane] = row_sum * shrink;
+    var sums = sums_low;
+    if (LANES_TOGETHER > 1u) {
+        // Even lanes of a subgroup take the sums of four channels, odd ones those of the others.
+        var top = row_max;
+        for (var step = HEAD_DIM8; step < LANES_TOGETHER * HEAD_DIM8; step *= 2u) {
+            top = max(top, of_thread(top, step));
         }
-        shares[slot] = sums_low[0];
-        shares[LANES * HEAD_DIM8 + slot] = sums_low[1];
-        shares[2u * LANES * HEAD_DIM8 + slot] = sums_low[2];
-        shares[3u * LANES * HEAD_DIM8 + slot] = sums_low[3];
+        let shrink = exp(row_max - top);
+        row_max = top;
+        row_sum *= shrink;
+        row_sum += of_thread(row_sum, HEAD_DIM8);
+        let odd = (lane & 1u) != 0u;
+        sums = array<Heads, 4>(
+            shared_sum(sums_low[0] * shrink, sums_high[0] * shrink, odd),
+            shared_sum(sums_low[1] * shrink, sums_high[1] * shrink, odd),
+            shared_sum(sums_low[2] * shrink, sums_high[2] * shrink, odd),
+            shared_sum(sums_low[3] * shrink, sums_high[3] * shrink, odd),
+        );
+        for (var step = 2u * HEAD_DIM8; step < LANES_TOGETHER * HEAD_DIM8; step *= 2u) {
+            row_sum += of_thread(row_sum, step);
+            sums[0] += of_thread(sums[0], step);
+            sums[1] += of_thread(sums[1], step);
+            sums[2] += of_thread(sums[2], step);
+            sums[3] += of_thread(sums[3], step);
+        }
     }
-    if (thread == 0u) {
-        lane_sums[LANES] = part_max;
+
+    // What is left of the lanes goes through workgroup memory.
+    let left = lane / LANES_TOGETHER;
+    if (stores && thread % (LANES_TOGETHER * HEAD_DIM8) == 0u) {
+        lanes[left] = row_max;
+        lanes[LANES + left] = row_sum;
     }
-    write_channels(item, 0u, thread);
-    if (serves(item, thread)) {
+    // A thread has the same head throughout.
+    let head = thread % HEADS_WIDTH;
+    let own_head = item.first_head + head;
+    let serves = head < HEADS_PER_ITEM && item.first_head % GQA_GROUP + head < GQA_GROUP;
+    let later = item.first_row + item.part * GQA_GROUP + own_head % GQA_GROUP;
+    let at = select(later, own_head, item.part == 0u) * PARTIAL;
+    for (var first_channel = 0u; first_channel < 8u; first_channel += CHANNELS_AT_ONCE) {
+        if (first_channel > 0u) {
+            workgroupBarrier();
+            sums = sums_high;
+        }
+        if (stores && lane % LANES_TOGETHER < CHANNELS_AT_ONCE / 4u) {
+            let channel = 4u * (lane % LANES_TOGETHER);
+            shares[sum_slot(channel, left, channel8)] = sums[0];
+            shares[sum_slot(channel + 1u, left, channel8)] = sums[1];
+            shares[sum_slot(channel + 2u, left, channel8)] = sums[2];
+            shares[sum_slot(channel + 3u, left, channel8)] = sums[3];
+        }
+        workgroupBarrier();
+        var part_max = UNSEEN;
         var total = 0.0;
-        for (var other = 0u; other < LANES; other += 1u) {
-            total += lane_sum_of_head(other, thread);
+        for (var other = 0u; other < LANES_LEFT; other += 1u) {
+            part_max = max(part_max, lane_of_head(other, head));
         }
-        let at = partial_at(item, thread) + HEAD_DIM;
-        partials[at] = lane_sum_of_head(LANES, thread);
-        partials[at + 1u] = total;
+        // So many times whatever the thread, so that what does not depend on the channel is found once.
+        for (var turn = 0u; turn < CHANNELS_AT_ONCE * HEAD_DIM8; turn += THREADS / HEADS_WIDTH) {
+            let index = turn + thread / HEADS_WIDTH;
+            let channel = index % CHANNELS_AT_ONCE;
+            let own8 = index / CHANNELS_AT_ONCE;
+            var sum = 0.0;
+            total = 0.0;
+            for (var other = 0u; other < LANES_LEFT; other += 1u) {
+                let weight = exp(lane_of_head(other, head) - part_max);
+                total += weight * lane_of_head(LANES + other, head);
+                sum += weight * share_of_head(sum_slot(channel, other, own8), head);
+            }
+            if (serves && own8 < HEAD_DIM8) {
+                partials[at + 8u * own8 + first_channel + channel] = sum;
+            }
+        }
+        if (serves && thread < HEADS_WIDTH) {
+            partials[at + HEAD_DIM] = part_max;
+            partials[at + HEAD_DIM + 1u] = total;
+        }
     }
-    workgroupBarrier();
-    if (stores) {
-        shares[slot] = sums_high[0];
-        shares[LANES * HEAD_DIM8 + slot] = sums_high[1];
-        shares[2u * LANES * HEAD_DIM8 + slot] = sums_high[2];
-        shares[3u * LANES * HEAD_DIM8 + slot] = sums_high[3];
-    }
-    write_channels(item, 4u, thread);
 }

@@ -19,6 +19,11 @@ var<workgroup> sums: array<f32, 256>;
 // Of each lane: its maximum, and its sum of weights.
 var<workgroup> lanes: array<vec2<f32>, LANES>;
 
+// A word of four partial results.
+fn of_parts(at: vec4<u32>) -> vec4<f32> {
+    return vec4<f32>(partials[at.x], partials[at.y], partials[at.z], partials[at.w]);
+}
+
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let head = group.x / SLICES;
@@ -43,24 +48,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let nth = vec4<u32>(part) + vec4<u32>(0u, 1u, 2u, 3u) * LANES;
             // Past the end the last part again, without weight.
             let at = (min(nth, vec4<u32>(parts - 1u)) * GQA_GROUP + (item.first_row + head % GQA_GROUP)) * PARTIAL;
-            let values = vec4<f32>(
-                partials[at.x + channel],
-                partials[at.y + channel],
-                partials[at.z + channel],
-                partials[at.w + channel],
-            );
-            var part_max = vec4<f32>(
-                partials[at.x + HEAD_DIM],
-                partials[at.y + HEAD_DIM],
-                partials[at.z + HEAD_DIM],
-                partials[at.w + HEAD_DIM],
-            );
-            let part_sums = vec4<f32>(
-                partials[at.x + HEAD_DIM + 1u],
-                partials[at.y + HEAD_DIM + 1u],
-                partials[at.z + HEAD_DIM + 1u],
-                partials[at.w + HEAD_DIM + 1u],
-            );
+            let values = of_parts(at + channel);
+            var part_max = of_parts(at + HEAD_DIM);
+            let part_sums = of_parts(at + HEAD_DIM + 1u);
             part_max = select(vec4<f32>(UNSEEN), part_max, nth < vec4<u32>(parts));
             let new_max = max(row_max, max(max(part_max.x, part_max.y), max(part_max.z, part_max.w)));
             let weights = exp(part_max - vec4<f32>(new_max));

@@ -9,8 +9,8 @@ fn share_of_head(slot: u32, head: u32) -> f32 {
     return shares[slot];
 }
 
-fn lane_sum_of_head(lane: u32, head: u32) -> f32 {
-    return lane_sums[lane];
+fn lane_of_head(lane: u32, head: u32) -> f32 {
+    return lanes[lane];
 }
 
 // Four channels of every head's query.

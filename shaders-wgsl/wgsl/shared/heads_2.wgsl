@@ -9,8 +9,8 @@ fn share_of_head(slot: u32, head: u32) -> f32 {
     return shares[slot][head];
 }
 
-fn lane_sum_of_head(lane: u32, head: u32) -> f32 {
-    return lane_sums[lane][head];
+fn lane_of_head(lane: u32, head: u32) -> f32 {
+    return lanes[lane][head];
 }
 
 // Four channels of every head's query.

@@ -1,39 +1,45 @@
 // The weights of a round of decode attention, through workgroup memory.
 
-// Out of every thread's share of the scores; keys past the end of the part weigh nothing.
+// Lanes know of each other through workgroup memory alone.
+const LANES_TOGETHER: u32 = 1u;
+
+fn of_thread(value: Heads, step: u32) -> Heads {
+    return value;
+}
+
+// Out of every thread's share of the scores, by its lane, its place in `shares`, and whether it is none beyond the last lane;
+// keys past the end weigh nothing.
 fn weights_of(
-    place: Place,
+    thread: u32,
+    lane: u32,
+    slot: u32,
+    stores: bool,
     parts: array<Heads, 4>,
     round: u32,
     end: u32,
     row_max: Heads,
     row_sum: Heads,
 ) -> Weights {
-    if (place.stores) {
-        shares[place.slot] = parts[0];
-        shares[LANES * HEAD_DIM8 + place.slot] = parts[1];
-        shares[2u * LANES * HEAD_DIM8 + place.slot] = parts[2];
-        shares[3u * LANES * HEAD_DIM8 + place.slot] = parts[3];
+    if (stores) {
+        shares[slot] = parts[0];
+        shares[LANES * HEAD_DIM8 + slot] = parts[1];
+        shares[2u * LANES * HEAD_DIM8 + slot] = parts[2];
+        shares[3u * LANES * HEAD_DIM8 + slot] = parts[3];
     }
     workgroupBarrier();
-    for (var key = place.thread; key < DECODE_ROUND; key += THREADS) {
-        var score = shares[key * HEAD_DIM8 + key % HEAD_DIM8];
-        for (var other = 1u; other < HEAD_DIM8; other += 1u) {
+    for (var key = thread; key < DECODE_ROUND; key += THREADS) {
+        var score = Heads(0.0);
+        for (var other = 0u; other < HEAD_DIM8; other += 1u) {
             // Each key begins elsewhere, so that neighboring threads read different banks.
             score += shares[key * HEAD_DIM8 + (key + other) % HEAD_DIM8];
         }
-        if (round + key < end) {
-            score = score * SOFTMAX_SCALE;
-        } else {
-            score = Heads(UNSEEN);
-        }
-        scores[key] = score;
+        scores[key] = select(Heads(UNSEEN), score * SOFTMAX_SCALE, round + key < end);
     }
     workgroupBarrier();
-    let a = scores[place.lane];
-    let b = scores[LANES + place.lane];
-    let c = scores[2u * LANES + place.lane];
-    let d = scores[3u * LANES + place.lane];
+    let a = scores[lane];
+    let b = scores[LANES + lane];
+    let c = scores[2u * LANES + lane];
+    let d = scores[3u * LANES + lane];
     let new_max = max(max(row_max, max(a, b)), max(c, d));
     // A lane that has seen no key yet gathers nonsense, which its maximum takes away in the end.
     let shrink = exp(row_max - new_max);
