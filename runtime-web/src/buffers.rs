@@ -182,7 +182,15 @@ impl Buffers {
             .map(|layer| LayerCache::new(allocator, setup, layer))
             .collect();
         Self {
-            state: allocator.storage("activations", "state", size_of::<StepState>() as u64),
+            state: allocator.buffer(
+                "activations",
+                "state",
+                size_of::<StepState>() as u64,
+                BufferUsages::STORAGE
+                    | BufferUsages::UNIFORM
+                    | BufferUsages::COPY_DST
+                    | BufferUsages::COPY_SRC,
+            ),
             tokens,
             ids: allocator.storage("activations", "ids", ids_bytes),
             rope: allocator.table("rope", &rope),
@@ -256,14 +264,14 @@ impl Buffers {
 impl LayerCache {
     fn new(allocator: &mut Allocator<'_>, setup: &Setup, layer: usize) -> Self {
         let spans = setup.spans(layer);
-        let items = setup.work_list(&spans).items;
+        let work = setup.work_list(&spans);
         let bytes = setup.layer_cache_bytes(layer);
         Self {
             k: allocator.storage("kvCache", &format!("k_ring.{layer}"), bytes),
             v: allocator.storage("kvCache", &format!("v_ring.{layer}"), bytes),
             spans: allocator.uniform_table("spans", &spans),
-            items: allocator.table("items", &items),
-            item_count: u32::try_from(items.len()).unwrap_or(u32::MAX),
+            items: allocator.uniform_table("items", &work.table()),
+            item_count: u32::try_from(work.items.len()).unwrap_or(u32::MAX),
         }
     }
 }

@@ -7,7 +7,9 @@ use moa_mask::KvFormat;
 use moa_mask::abi::{self, GateUpParams, ProjectParams, QkvParams};
 
 use crate::variant::{Dialect, Products, Variant};
-use crate::{HeadShape, Inputs, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType};
+use crate::{
+    HeadShape, Inputs, Kernel, KvTarget, Lanes, MatmulThreads, VectorType, WeightType, WorkList,
+};
 
 /// A source as the build script has left it.
 macro_rules! wgsl {
@@ -397,6 +399,7 @@ fn constants(kernel: Kernel, shape: HeadShape) -> String {
         ("GQA_GROUP", shape.gqa_group()),
         ("HEADS_PER_ITEM", shape.heads_per_item()),
         ("ITEMS_PER_PART", shape.items_per_part()),
+        ("MOST_ITEMS", WorkList::MOST_ITEMS),
         ("DECODE_ROUND", shape.decode_round()),
         ("MERGE_CHANNELS", shape.merge_channels()),
         ("ARGMAX_PARTS", crate::ARGMAX_PARTS),

@@ -349,20 +349,20 @@ impl Kernel {
                 add(8, "y", ReadWrite);
             }
             Self::AttentionDecode(_) => {
-                add(1, "state", Read);
+                add(1, "state", Uniform);
                 add(2, "q", Read);
                 add(3, "k_ring", Read);
                 add(4, "v_ring", Read);
-                add(5, "items", Read);
+                add(5, "items", Uniform);
                 add(6, "partials", ReadWrite);
             }
             Self::MergeLse { codes } => {
-                add(1, "state", Read);
+                add(1, "state", Uniform);
                 add(2, "partials", Read);
                 if !codes {
                     add(4, "y", ReadWrite);
                 }
-                add(5, "items", Read);
+                add(5, "items", Uniform);
                 if codes {
                     add(7, "codes", ReadWrite);
                 }

@@ -1,5 +1,7 @@
 //! A model's heads, as far as sources depend on them.
 
+use crate::WorkList;
+
 /// The part of a model's shape that is compiled into the attention kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadShape {
@@ -66,7 +68,7 @@ impl std::fmt::Display for ShapeError {
         } = self.0;
         write!(
             f,
-            "{heads} heads on {kv_heads} kv heads of {head_dim} channels: expected whole groups and 8 to 256 channels in steps of 8"
+            "{heads} heads on {kv_heads} kv heads of {head_dim} channels: expected whole groups, few enough of them, and 8 to 256 channels in steps of 8"
         )
     }
 }
@@ -79,7 +81,8 @@ impl HeadShape {
         let groups =
             self.kv_heads > 0 && self.heads > 0 && self.heads.is_multiple_of(self.kv_heads);
         let channels = (8..=256).contains(&self.head_dim) && self.head_dim.is_multiple_of(8);
-        if groups && channels {
+        // One entry of the work list for each, at least.
+        if groups && channels && self.kv_heads * self.items_per_part() <= WorkList::MOST_ITEMS {
             Ok(())
         } else {
             Err(ShapeError(self))
@@ -107,11 +110,12 @@ impl HeadShape {
         4 * (DECODE_THREADS / (self.head_dim / 8)).min(16)
     }
 
-    /// Channels of a head that a workgroup of [`Kernel::MergeLse`] joins.
+    /// Channels of a head that a workgroup of [`Kernel::MergeLse`] joins: few, so that its other threads take many parts.
     pub fn merge_channels(self) -> u32 {
-        [32, 16]
-            .into_iter()
-            .find(|channels| self.head_dim.is_multiple_of(*channels))
-            .unwrap_or(8)
+        if self.head_dim.is_multiple_of(16) {
+            16
+        } else {
+            8
+        }
     }
 }

@@ -7,11 +7,6 @@ use moa_mask::abi::{HeadSpan, SpanPart};
 
 use crate::HeadShape;
 
-/// Entries of a layer at most, where it has no more heads: enough for every core to have several, and few enough that what
-/// each of them begins and ends with, and the joining of their results, is little beside the keys. Four for each of the 132
-/// cores of an H100 or H200, which hold no more of them at once: some more would take a whole turn for themselves.
-const ENTRIES: u32 = 528;
-
 /// An entry for each workgroup, and how many partial results they leave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WorkList {
@@ -24,12 +19,18 @@ pub struct WorkList {
 }
 
 impl WorkList {
+    /// Entries at most: enough for every core to have several, and few enough that what each of them begins and ends with,
+    /// and the joining of their results, is little beside the keys. Four for each of the 132 cores of an H100 or H200, which
+    /// hold no more of them at once: some more would take a whole turn for themselves.
+    pub const MOST_ITEMS: u32 = 528;
+
     /// The list of a layer in a context.
     pub fn new(layer: &[HeadSpan], context: u32, shape: HeadShape) -> Self {
         let all: u32 = layer.iter().map(|span| rounds(span, context, shape)).sum();
         // Every head may have one part that is not full.
         let partial = shape.kv_heads * shape.items_per_part();
-        let most = (all * shape.items_per_part()).div_ceil(ENTRIES.saturating_sub(partial).max(1));
+        let most = (all * shape.items_per_part())
+            .div_ceil(Self::MOST_ITEMS.saturating_sub(partial).max(1));
         Self::of_rounds(layer, context, shape, most)
     }
 
@@ -66,6 +67,14 @@ impl WorkList {
             }
             part += 1;
         }
+    }
+
+    /// The entries as kernels bind them: as many as there may be.
+    pub fn table(&self) -> Vec<SpanPart> {
+        debug_assert!(self.items.len() <= Self::MOST_ITEMS as usize);
+        let mut table = self.items.clone();
+        table.resize(Self::MOST_ITEMS as usize, SpanPart::default());
+        table
     }
 }
 
@@ -141,7 +150,7 @@ mod tests {
         for (short, long) in [(1, 64), (300, 5000), (4096, 131_072), (131_072, 131_072)] {
             let layer = [short, long].map(|window| span(0, window));
             let list = WorkList::new(&layer, 131_072, shape);
-            assert!(list.items.len() <= ENTRIES as usize);
+            assert!(list.items.len() <= WorkList::MOST_ITEMS as usize);
             let keys = [0, 4].map(|first_head| {
                 let item = list.items.iter().find(|item| item.first_head == first_head);
                 let item = item.unwrap();

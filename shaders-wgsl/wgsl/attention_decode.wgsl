@@ -12,7 +12,6 @@
 // Numerics: f32; what is subtracted, and given on as row_max, is the largest score, or up to 8 less with subgroups.
 // Twin: reference/src/attention_decode.rs.
 
-@group(0) @binding(1) var<storage, read> state: StepState;
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> partials: array<f32>;
 
@@ -115,10 +114,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let row = item.slot_offset + key + select(in_ring, vec4<u32>(0u), key < vec4<u32>(sink_end));
         let k_0 = load_k(row.x, channel8);
         let k_1 = load_k(row.y, channel8);
-        let v_0 = load_v(row.x, channel8);
-        let v_1 = load_v(row.y, channel8);
         let k_2 = load_k(row.z, channel8);
         let k_3 = load_k(row.w, channel8);
+        let v_0 = load_v(row.x, channel8);
+        let v_1 = load_v(row.y, channel8);
         let v_2 = load_v(row.z, channel8);
         let v_3 = load_v(row.w, channel8);
         let parts = array<Heads, 4>(
@@ -130,7 +129,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let weights = weights_of(thread, own_lane, slot, stores, parts, round, visible, row_max, row_sum);
         row_max = weights.row_max;
         row_sum = weights.row_sum;
-        if (weights.raised) {
+        if (weights.raised && round > first) {
             sums_low = scaled(sums_low, weights.shrink);
             sums_high = scaled(sums_high, weights.shrink);
         }

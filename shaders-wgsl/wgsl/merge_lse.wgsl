@@ -8,7 +8,6 @@
 // anything is known. Parts without keys are not read. A thread has its own online softmax, and lanes are joined at the
 // end. Numerics: f32. Twin: reference/src/merge_lse.rs.
 
-@group(0) @binding(1) var<storage, read> state: StepState;
 @group(0) @binding(2) var<storage, read> partials: array<f32>;
 
 const THREADS: u32 = 256u;

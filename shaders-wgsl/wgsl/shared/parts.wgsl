@@ -1,6 +1,8 @@
 // The work list of decode attention: which keys that a query sees are whose, and where partial results lie.
 
-@group(0) @binding(5) var<storage, read> items: array<SpanPart>;
+// Uniform, and the step state beside it, since what everything waits for comes sooner that way.
+@group(0) @binding(1) var<uniform> state: StepState;
+@group(0) @binding(5) var<uniform> items: array<SpanPart, MOST_ITEMS>;
 
 const PARTIAL: u32 = HEAD_DIM + 2u;
 
