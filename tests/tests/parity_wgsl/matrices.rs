@@ -72,7 +72,48 @@ pub(crate) fn away_from_ties(x: &mut [f32]) {
     }
 }
 
-fn check_matmul(dialect: Dialect, weight: WeightType, case: MatmulCase, vector: VectorType) -> f64 {
+/// A way to multiply: tokens in tiles, or one by one.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Matmul(MatmulThreads),
+    Matvec,
+}
+
+impl Way {
+    /// Those of a dialect.
+    fn list(dialect: Dialect) -> Vec<Self> {
+        let mut list = vec![
+            Self::Matmul(MatmulThreads::Wide),
+            Self::Matmul(MatmulThreads::Short),
+        ];
+        if dialect.variant.products == Products::F32 {
+            list.extend([Self::Matmul(MatmulThreads::Narrow), Self::Matvec]);
+        }
+        list
+    }
+}
+
+/// Whether there is a bias, in which type, and whether the product is added to what is there: each weight type and each way
+/// meets each once, and all sizes. What ends a product does not know how it came about, and every combination more is a
+/// pipeline of each way that takes seconds to compile.
+fn end(weight: usize, way: usize) -> (Option<VectorType>, bool) {
+    let bias = VectorType::ALL[(weight / 2 + way / 2) % 2];
+    match (weight + way) % 4 {
+        0 => (None, false),
+        1 => (Some(bias), false),
+        2 => (None, true),
+        _ => (Some(bias), true),
+    }
+}
+
+fn check_matmul(
+    dialect: Dialect,
+    weight: WeightType,
+    case: MatmulCase,
+    way: Way,
+    (kind, add): (Option<VectorType>, bool),
+) -> f64 {
+    let vector = kind.unwrap_or(VectorType::F32);
     let mut random = Random::new(u64::from(case.rows * case.cols + case.tokens));
     let (bytes, weights) = piece(&mut random, weight, case.rows, case.cols);
     let (values, scales) = parts(weight, &bytes, case.rows, case.cols);
@@ -93,7 +134,7 @@ fn check_matmul(dialect: Dialect, weight: WeightType, case: MatmulCase, vector: 
         bias
     };
     let before = random.spiked((case.tokens * case.whole_rows) as usize, 1.0);
-    let poisoned: Vec<f32> = if case.add {
+    let poisoned: Vec<f32> = if add {
         before.clone()
     } else {
         vec![f32::from_bits(POISON); before.len()]
@@ -108,7 +149,7 @@ fn check_matmul(dialect: Dialect, weight: WeightType, case: MatmulCase, vector: 
             moa_reference::matmul::matmul_packed(&x, &weights, &offsets, cols)
         }
     };
-    if case.bias {
+    if kind.is_some() {
         for (index, value) in product.iter_mut().enumerate() {
             *value += f64::from(own_bias[index % case.rows as usize]);
         }
@@ -124,84 +165,76 @@ fn check_matmul(dialect: Dialect, weight: WeightType, case: MatmulCase, vector: 
     } else {
         bits(&bias)
     };
-    let kind = case.bias.then_some(vector);
-    let matmul = |threads: MatmulThreads| {
-        (
+    let (kernel, grid) = match way {
+        Way::Matmul(threads) => (
             Kernel::Matmul {
                 weight,
                 bias: kind,
-                add: case.add,
+                add,
                 threads,
             },
             (
                 case.rows.div_ceil(MATMUL_TILE),
                 case.tokens.div_ceil(threads.tokens()),
             ),
-        )
-    };
-    let mut kernels = vec![matmul(MatmulThreads::Wide), matmul(MatmulThreads::Short)];
-    if products == Products::F32 {
-        kernels.push(matmul(MatmulThreads::Narrow));
-        kernels.push((
+        ),
+        Way::Matvec => (
             Kernel::Matvec {
                 weight,
                 bias: kind,
-                add: case.add,
+                add,
             },
             (case.rows.div_ceil(MATVEC_ROWS), case.tokens),
-        ));
-    }
-    let mut largest = 0.0f64;
-    for (kernel, grid) in kernels {
-        let label = format!("{} {case:?}", kernel.label_in(SHAPE, dialect));
-        let outputs = test_gpu_in(dialect).run(
-            kernel,
-            SHAPE,
-            grid,
-            &[
-                ("params", Data::Bytes(bytes_of(&params))),
-                ("state", Data::U32(&state(0, case.tokens))),
-                ("x", Data::F32(&x)),
-                ("values", Data::Bytes(&values)),
-                ("y", Data::F32(&poisoned)),
-                ("scales", Data::Bytes(&scales)),
-                ("vector", Data::U32(&bias_words)),
-            ],
-        );
-        let y = &outputs["y"];
-        let mut own = Vec::new();
-        let mut expected = Vec::new();
-        for token in 0..case.tokens as usize {
-            for row in 0..case.whole_rows as usize {
-                let at = token * case.whole_rows as usize + row;
-                let piece_row = row.wrapping_sub(case.row_offset as usize);
-                if piece_row < case.rows as usize {
-                    own.push(f32::from_bits(y[at]));
-                    let residual = if case.add { f64::from(before[at]) } else { 0.0 };
-                    expected.push(product[token * case.rows as usize + piece_row] + residual);
-                } else {
-                    assert_eq!(
-                        y[at],
-                        poisoned[at].to_bits(),
-                        "{label}: rows of other pieces stay"
-                    );
-                }
+        ),
+    };
+    let label = format!("{} {case:?}", kernel.label_in(SHAPE, dialect));
+    let outputs = test_gpu_in(dialect).run(
+        kernel,
+        SHAPE,
+        grid,
+        &[
+            ("params", Data::Bytes(bytes_of(&params))),
+            ("state", Data::U32(&state(0, case.tokens))),
+            ("x", Data::F32(&x)),
+            ("values", Data::Bytes(&values)),
+            ("y", Data::F32(&poisoned)),
+            ("scales", Data::Bytes(&scales)),
+            ("vector", Data::U32(&bias_words)),
+        ],
+    );
+    let y = &outputs["y"];
+    let mut own = Vec::new();
+    let mut expected = Vec::new();
+    for token in 0..case.tokens as usize {
+        for row in 0..case.whole_rows as usize {
+            let at = token * case.whole_rows as usize + row;
+            let piece_row = row.wrapping_sub(case.row_offset as usize);
+            if piece_row < case.rows as usize {
+                own.push(f32::from_bits(y[at]));
+                let residual = if add { f64::from(before[at]) } else { 0.0 };
+                expected.push(product[token * case.rows as usize + piece_row] + residual);
+            } else {
+                assert_eq!(
+                    y[at],
+                    poisoned[at].to_bits(),
+                    "{label}: rows of other pieces stay"
+                );
             }
         }
-        largest = largest.max(compare(&own, &expected, tolerance).assert(&label));
-        let last = expected.len() - 1;
-        let change = if products == Products::F16 { 0.5 } else { 1e-3 };
-        expected[last] += change + change * expected[last].abs();
-        assert!(
-            !compare(&own, &expected, tolerance).passed(),
-            "{label}: one changed value passed"
-        );
-        assert!(
-            !compare(&own, &vec![0.0; own.len()], tolerance).passed(),
-            "{label}: zeros passed"
-        );
     }
-    largest
+    let error = compare(&own, &expected, tolerance).assert(&label);
+    let last = expected.len() - 1;
+    let change = if products == Products::F16 { 0.5 } else { 1e-3 };
+    expected[last] += change + change * expected[last].abs();
+    assert!(
+        !compare(&own, &expected, tolerance).passed(),
+        "{label}: one changed value passed"
+    );
+    assert!(
+        !compare(&own, &vec![0.0; own.len()], tolerance).passed(),
+        "{label}: zeros passed"
+    );
+    error
 }
 
 /// What the weights would be if what is stored beside the scales stood for zero.
@@ -228,15 +261,17 @@ fn even(values: &[f32]) -> Vec<f32> {
     ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
 )]
 fn matrices_of_every_type_multiply() {
-    for weight in WeightType::ALL {
+    for (index, weight) in WeightType::ALL.into_iter().enumerate() {
         let mut list = cases::matmul();
         if !weight.has_scales() {
             list.extend(cases::matmul_ragged());
         }
         let mut largest = 0.0f64;
-        for (index, case) in list.into_iter().enumerate() {
-            let vector = VectorType::ALL[index % 2];
-            largest = largest.max(check_matmul(Dialect::BASE, weight, case, vector));
+        for (nth, way) in Way::list(Dialect::BASE).into_iter().enumerate() {
+            for &case in &list {
+                let end = end(index, nth);
+                largest = largest.max(check_matmul(Dialect::BASE, weight, case, way, end));
+            }
         }
         println!("matmul and matvec, {}: {largest:.2e}", weight.name());
     }
@@ -254,11 +289,14 @@ fn quantized_matrices_multiply_in_f16_and_as_packed_bytes() {
         .into_iter()
         .filter(|dialect| dialect.variant.products != Products::F32)
     {
-        for weight in [WeightType::Q4, WeightType::Q8] {
+        for (index, weight) in [WeightType::Q4, WeightType::Q8].into_iter().enumerate() {
             let mut largest = 0.0f64;
-            for (index, case) in cases::matmul().into_iter().enumerate() {
-                let vector = VectorType::ALL[index % 2];
-                largest = largest.max(check_matmul(dialect, weight, case, vector));
+            for (nth, way) in Way::list(dialect).into_iter().enumerate() {
+                for case in cases::matmul() {
+                    // The four of them.
+                    let end = end(2 * index, nth);
+                    largest = largest.max(check_matmul(dialect, weight, case, way, end));
+                }
             }
             println!(
                 "matmul, {}, {}: {largest:.2e}",
