@@ -270,8 +270,8 @@ impl LayerCache {
             k: allocator.storage("kvCache", &format!("k_ring.{layer}"), bytes),
             v: allocator.storage("kvCache", &format!("v_ring.{layer}"), bytes),
             spans: allocator.uniform_table("spans", &spans),
-            items: allocator.uniform_table("items", &work.table()),
-            item_count: u32::try_from(work.items.len()).unwrap_or(u32::MAX),
+            items: allocator.uniform_table("items", &work.items),
+            item_count: work.count,
         }
     }
 }

@@ -68,7 +68,7 @@ impl std::fmt::Display for ShapeError {
         } = self.0;
         write!(
             f,
-            "{heads} heads on {kv_heads} kv heads of {head_dim} channels: expected whole groups, few enough of them, and 8 to 256 channels in steps of 8"
+            "{heads} heads on {kv_heads} kv heads of {head_dim} channels: expected whole groups and 8 to 256 channels in steps of 8"
         )
     }
 }

@@ -12,8 +12,11 @@ use crate::HeadShape;
 pub struct WorkList {
     /// The entries: the first parts of all KV heads, then their second ones, and so on. Those that read the same keys
     /// are neighbors, so that the second one finds them in a cache; and while few keys are in the cache those that have
-    /// any are the first ones, which go to different cores.
+    /// any are the first ones, which go to different cores. Behind them nothing, up to [`Self::MOST_ITEMS`]: kernels bind
+    /// so many.
     pub items: Vec<SpanPart>,
+    /// Entries that are some.
+    pub count: u32,
     /// Partial results.
     pub partials: u32,
 }
@@ -29,52 +32,52 @@ impl WorkList {
         let all: u32 = layer.iter().map(|span| rounds(span, context, shape)).sum();
         // Every head may have one part that is not full.
         let partial = shape.kv_heads * shape.items_per_part();
-        let most = (all * shape.items_per_part())
-            .div_ceil(Self::MOST_ITEMS.saturating_sub(partial).max(1));
+        let most = (all * shape.items_per_part()).div_ceil(Self::MOST_ITEMS + 1 - partial);
         Self::of_rounds(layer, context, shape, most)
     }
 
-    /// The list with so many rounds to a part: the same for every head, so that all entries take equally long.
+    /// The list with so many rounds to a part: the same for every head, so that all entries take equally long. There must
+    /// not be more than [`Self::MOST_ITEMS`].
     pub fn of_rounds(layer: &[HeadSpan], context: u32, shape: HeadShape, most: u32) -> Self {
         let group = shape.gqa_group();
         let parts_of = |span| rounds(span, context, shape).div_ceil(most.max(1)).max(1);
-        let mut items = Vec::new();
+        let mut items = vec![SpanPart::default(); Self::MOST_ITEMS as usize];
+        let mut free = items.iter_mut();
+        let mut count = 0;
         let mut partials = 0;
-        let mut part = 0;
-        loop {
-            let before = items.len();
+        for part in 0.. {
+            let before = count;
             // The first parts of all heads come first.
             let mut first_row = group * (shape.kv_heads - 1);
             for (kv_head, span) in (0..shape.kv_heads).zip(layer) {
                 let parts = parts_of(span);
                 if part < parts {
-                    items.extend((0..shape.items_per_part()).map(|item| SpanPart {
-                        sink: span.sink,
-                        window: span.window,
-                        ring: span.ring,
-                        slot_offset: span.slot_offset,
-                        first_head: kv_head * group + item * shape.heads_per_item(),
-                        part,
-                        parts,
-                        first_row,
-                    }));
+                    for (item, entry) in (0..shape.items_per_part()).zip(&mut free) {
+                        *entry = SpanPart {
+                            sink: span.sink,
+                            window: span.window,
+                            ring: span.ring,
+                            slot_offset: span.slot_offset,
+                            first_head: kv_head * group + item * shape.heads_per_item(),
+                            part,
+                            parts,
+                            first_row,
+                        };
+                        count += 1;
+                    }
                     partials += group;
                 }
                 first_row += (parts - 1) * group;
             }
-            if items.len() == before {
-                return Self { items, partials };
+            if count == before {
+                break;
             }
-            part += 1;
         }
-    }
-
-    /// The entries as kernels bind them: as many as there may be.
-    pub fn table(&self) -> Vec<SpanPart> {
-        debug_assert!(self.items.len() <= Self::MOST_ITEMS as usize);
-        let mut table = self.items.clone();
-        table.resize(Self::MOST_ITEMS as usize, SpanPart::default());
-        table
+        Self {
+            items,
+            count,
+            partials,
+        }
     }
 }
 
@@ -110,12 +113,12 @@ mod tests {
         assert_eq!(shape.decode_round(), 32, "8 lanes, four keys of each");
         let parts = [4, 32];
         assert_eq!(
-            list.items.len(),
+            list.count,
             2 * 4 + 2 * 32,
             "ceil(100 / 32), and ceil(1000 / 32)"
         );
         let mut seen = vec![false; list.partials as usize];
-        for item in &list.items {
+        for item in &list.items[..list.count as usize] {
             let kv_head = item.first_head / 7;
             assert_eq!(item.window, layer[kv_head as usize].window);
             assert_eq!(item.parts, parts[kv_head as usize]);
@@ -150,7 +153,7 @@ mod tests {
         for (short, long) in [(1, 64), (300, 5000), (4096, 131_072), (131_072, 131_072)] {
             let layer = [short, long].map(|window| span(0, window));
             let list = WorkList::new(&layer, 131_072, shape);
-            assert!(list.items.len() <= WorkList::MOST_ITEMS as usize);
+            assert!(list.count <= WorkList::MOST_ITEMS);
             let keys = [0, 4].map(|first_head| {
                 let item = list.items.iter().find(|item| item.first_head == first_head);
                 let item = item.unwrap();

@@ -378,7 +378,7 @@ fn parts_are_joined_into_codes() {
                     &[
                         ("state", Data::U32(&state(start, tokens))),
                         ("partials", Data::F32(partials)),
-                        ("items", Data::U32(cast_slice(&list.table()))),
+                        ("items", Data::U32(cast_slice(&list.items))),
                         ("codes", Data::Poison(code_words(cols))),
                     ],
                 );
