@@ -2,7 +2,7 @@
 //! sums, which meet that.
 
 /// Columns that share a step and a sum.
-pub const GROUP: usize = 8;
+pub const GROUP: usize = moa_mask::abi::CODE_GROUP as usize;
 
 /// One token as codes.
 #[derive(Debug, Clone, PartialEq)]

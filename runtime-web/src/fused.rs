@@ -17,7 +17,7 @@ use moa_shaders::{Inputs, Kernel, Lanes, VectorType, WeightType};
 
 use crate::buffers::LayerCache;
 use crate::error::Result;
-use crate::program::Builder;
+use crate::program::{Builder, MAX_WORKGROUPS};
 use crate::setup::{vector_type, weight_type};
 use crate::step::{Grid, Step};
 use crate::weights::{Places, WeightBuffers, Window};
@@ -200,7 +200,14 @@ impl<'a> Builder<'a, '_> {
                 // A workgroup with a whole group of outputs has eight rows.
                 (Inputs::Codes, Some(_)) if run.cols > SHORT_ROW && self.wide() => Lanes::L64Wide,
                 (Inputs::Codes, Some(_)) => Lanes::L32One,
-                (Inputs::Codes | Inputs::NormedCodes, None) => lanes_of_codes(run.cols),
+                (Inputs::Codes | Inputs::NormedCodes, None) => {
+                    let lanes = lanes_of_codes(run.cols);
+                    if run.rows.div_ceil(lanes.rows()) > MAX_WORKGROUPS {
+                        Lanes::L16
+                    } else {
+                        lanes
+                    }
+                }
                 (inputs, _) => match lanes(run.rows, run.cols) {
                     Lanes::L64 if inputs == Inputs::Plain => Lanes::L64Two,
                     lanes => lanes,

@@ -18,7 +18,7 @@ use crate::weights::{BoundPiece, Run, WeightBuffers};
 /// Rows of a matrix below which a chunk's tiles of 64 tokens would leave large devices without work.
 const FEW_ROWS: u32 = 1024;
 /// What WebGPU allows in one dimension of a dispatch.
-const MAX_WORKGROUPS: u32 = 65_535;
+pub(crate) const MAX_WORKGROUPS: u32 = 65_535;
 
 /// A layer: its dispatches for a chunk of a prompt, and for one decoded token.
 #[derive(Debug)]

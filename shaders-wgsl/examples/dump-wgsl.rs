@@ -1,4 +1,4 @@
-//! Writes every assembled source, as browsers get it but for what `build.rs` strips there, to a folder, for reading and for
+//! Writes every assembled source, as browsers get it but for what `build.rs` strips and renames there, to a folder, for reading and for
 //! `tint/validate.mjs`:
 //! `cargo run -p moa-shaders --example dump-wgsl -- target/wgsl`.
 

@@ -81,7 +81,7 @@ pub enum KvTarget {
 pub enum Lanes {
     /// 16: for matrices with rows enough for every core.
     L16,
-    /// 32: for rows of 1,024 columns at most.
+    /// 32: for rows of 1,024 columns at most, or longer ones of codes.
     L32,
     /// 64: for few long rows.
     L64,

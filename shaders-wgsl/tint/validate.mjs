@@ -1,6 +1,6 @@
 // Checks assembled WGSL with Tint, the compiler of Chromium: naga and Tint accept different programs, and the browser
-// uses the latter. Every file becomes a shader module and a compute pipeline on a device with default limits and no
-// features but those that it enables; any error or warning about uniformity is a failure.
+// uses the latter. Every file becomes a shader module and a compute pipeline on a device with default limits (larger
+// workgroups where a source has them) and no features but those that it enables; any error or warning about uniformity is a failure.
 //
 // Usage (npm `webgpu` 0.6.2 is Dawn and Tint for node; the Vulkan driver must be lavapipe 25 or a real one):
 //   cargo run -p moa-shaders --example dump-wgsl -- target/wgsl

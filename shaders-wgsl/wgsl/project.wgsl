@@ -1,6 +1,6 @@
 // y = W norm(x) (+ y): the token in flight against the pieces of a weight matrix that lie in one binding. For decode:
-// the output and down projections with the residual, and lm_head with the final norm, of the last token in flight. Where codes are left, the kernel that takes them in needs no
-// norm in its load.
+// the output and down projections with the residual, and lm_head with the final norm, of the last
+// token in flight. Where codes are left, the kernel that takes them in needs no norm in its load.
 //
 // x  [len][cols] f32, or the codes of one token      values, words  the binding, as vectors and as words: pieces of [piece_rows][cols]
 // vector  [cols] weights of the norm, where there is one in the load; [whole rows] of the next one where codes are left

@@ -1,4 +1,4 @@
-//! One kernel on a device with WebGPU's default limits, and for the variants that need more with their features: outputs
+//! One kernel on a device with WebGPU's default limits, and for variants on one with more features and larger workgroups: outputs
 //! poisoned before, guard words behind every buffer.
 
 use std::collections::{BTreeMap, HashMap};

@@ -22,7 +22,7 @@ const CONTEXT: u32 = 400;
 const REORDERED: Tolerance = Tolerance::new(4e-3, 1e-3);
 /// Groups of 32 summed in f16.
 const F16: Tolerance = Tolerance::new(1e-1, 1e-2);
-/// Inputs rounded to 127th parts of their group's largest in every layer, where few are much larger than the rest: how far
+/// Inputs rounded to 127th parts of their group's largest, or a little more, in every layer, where few are much larger than the rest: how far
 /// logits may be from the base's, as a part of their norm.
 const BYTES: f64 = 0.15;
 /// Caches of bytes: a row that lies at a tie is rounded either way.
@@ -223,6 +223,81 @@ fn caches_of_bytes_are_read_in_subgroups_too() {
         run(&mut engine, &prompt, &after)
     });
     check("int8, subgroups", &actual, &expected, Some(INT8));
+}
+
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn codes_go_into_caches_of_bytes() {
+    let model = model(DType::Q4);
+    let bytes = || setup(&model).with_kv_format(KvFormat::Int8);
+    let (prompt, after) = (ids(5, 120), ids(6, 9));
+    let packed: Variant = "packed".parse().unwrap();
+    let [expected, actual] = [Variant::BASE, packed].map(|variant| {
+        let mut engine = model.bundle.engine_of(bytes(), options(variant));
+        if variant == packed {
+            assert_eq!(count(&engine, &["qkv", "of_normed_codes"]), 2);
+        }
+        run(&mut engine, &prompt, &after)
+    });
+    check("int8, packed", &actual, &expected, None);
+}
+
+/// A model in which codes stop and begin again: one layer's values in another type than its queries and keys, one layer's
+/// results of attention for a matrix without bytes, one layer without a fused gate, an `lm_head` without bytes.
+#[test]
+#[cfg_attr(
+    skip_wgpu,
+    ignore = "no WebGPU device: set MOA_TEST_WGPU=yes and VK_ICD_FILENAMES"
+)]
+fn codes_are_taken_where_they_are_left_alone() {
+    let config = moa_format::ModelConfig {
+        head_dim: 32,
+        layers: 4,
+        tied_embeddings: false,
+        ..tiny::config(2, 2)
+    };
+    let plan = tiny::plan(&config, 8, &[24, 1024, 150, 60, 9]);
+    let mut random = Random::new(3);
+    let mixed = TinyModel::of(config, plan, |spec| {
+        let values = usize::try_from(spec.len()).unwrap();
+        let named = |name: &str| spec.name.ends_with(name);
+        let dtype = match spec.role {
+            TensorRole::Norm | TensorRole::Bias => DType::F32,
+            TensorRole::LmHead => DType::F16,
+            _ if named("1.self_attn.v_proj.weight") || named("3.mlp.up_proj.weight") => DType::Q8,
+            _ if named("2.self_attn.o_proj.weight") => DType::F16,
+            _ => DType::Q4,
+        };
+        let values = match spec.role {
+            TensorRole::Norm => vec![1.0; values],
+            _ => random.spiked(values, 0.2),
+        };
+        (values, dtype)
+    });
+    let everything = GpuOptions {
+        extras: Extras::ALL,
+        ..GpuOptions::default()
+    };
+    let engine = |variant| {
+        mixed
+            .bundle
+            .engine_on(everything, setup(&mixed), options(variant))
+    };
+    let mut packed = engine("packed".parse().unwrap());
+    // Layers 0 and 1 leave both, layer 2 that of its feed-forward network, layer 3 that of attention to nobody.
+    assert_eq!(count(&packed, &["leaves"]), 5);
+    assert_eq!(
+        count(&packed, &["qkv", "of_normed_codes"]),
+        4,
+        "two kinds in layer 1"
+    );
+    let (prompt, after) = (ids(1, 40), ids(2, 4));
+    let expected = run(&mut engine(Variant::BASE), &prompt, &after);
+    let actual = run(&mut packed, &prompt, &after);
+    check("codes here and there", &actual, &expected, None);
 }
 
 #[test]

@@ -144,7 +144,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<String, CliError> {
             let started = Instant::now();
             let (mut left, mut begun, mut host) = (args.decode_tokens, 0, 0.0);
             let most = args.batch.clamp(1, MAX_DECODE_BATCH);
-            // As in generation: a small batch comes first, so that the device need not wait for a large one to be written.
+            // A small batch comes first, as in generation, so that the device need not wait for a large one to be written.
             let mut batch = 1;
             while left > 0 {
                 while engine.in_flight() < 2 && begun < args.decode_tokens {

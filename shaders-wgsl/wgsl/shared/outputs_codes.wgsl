@@ -1,9 +1,11 @@
 // The outputs as codes, for the product that takes them in: whole numbers of steps, of which the largest of their CODE_GROUP
-// has 126 or 127, in the order of either type of weights. A step is a little more than a 127th of the largest, so that its
+// has 125 to 127, in the order of either type of weights. A step is a little more than a 127th of the largest, so that its
 // upper half leaves room for their sum; whatever the sum makes of its last digits, codes are multiples of it. NaN among
 // the outputs is a step of NaN: a code of 0 is NaN then too.
 
 @group(0) @binding(7) var<storage, read_write> codes: array<u32>;
+
+const_assert OUTPUTS % CODE_GROUP == 0u;
 
 var<workgroup> outputs: array<f32, OUTPUTS>;
 
@@ -42,14 +44,14 @@ fn finish(thread: u32, first: u32, end: u32) {
     let natural = role / 2u;
     let four = four_outputs(at + role % 2u * select(1u, 4u, natural == 1u), select(2u, 1u, natural == 1u));
     var word = packed(rounded(factor * four));
-    word = select(word, scale, role == 4u);
+    word = select(word, scale, role == SCALES);
     if (LEAVES) {
-        word = select(word, bitcast<u32>(squares_of(at)), role == 5u);
+        word = select(word, bitcast<u32>(squares_of(at)), role == SQUARES);
     }
     let part = own % 4u;
-    let plane = select(role, 2u * natural + part / 2u, role < 4u);
-    let component = select(part, 2u * (part % 2u) + role % 2u, role < 4u);
-    if (role < select(5u, 6u, LEAVES)) {
+    let plane = select(role, 2u * natural + part / 2u, role < SCALES);
+    let component = select(part, 2u * (part % 2u) + role % 2u, role < SCALES);
+    if (role < SQUARES || (LEAVES && role == SQUARES)) {
         codes[4u * code_vector(plane, own / 4u) + component] = word;
     }
 }

@@ -1,6 +1,6 @@
 //! Codes as the words that kernels exchange: where each lies, and whether words say what a twin says.
 
-use moa_mask::abi::{CODE_GROUP, CODE_PLANES, CODE_TILE, QUANT_GROUP, code_bytes};
+use moa_mask::abi::{CODE_PLANES, CODE_TILE, QUANT_GROUP, code_bytes};
 use moa_reference::codes::{Codes, GROUP};
 use moa_reference::compare::Tolerance;
 use moa_shaders::WeightType;
@@ -9,8 +9,6 @@ use moa_tests::random::Random;
 
 /// The types whose kernels take codes.
 pub(crate) const TYPES: [WeightType; 2] = [WeightType::Q4, WeightType::Q8];
-
-const _: () = assert!(GROUP == CODE_GROUP as usize);
 
 /// Words of the codes of so many columns.
 pub(crate) fn code_words(cols: usize) -> usize {
