@@ -7,7 +7,7 @@
 //! too, so that each product takes what it can.
 //!
 //! A fused kernel binds one window of a weight buffer and finds its tensors by their places. Where tensors do not
-//! share a window or a type, the separate kernels of `program` take their part; nothing else differs.
+//! share a window or a type, the kernels of `separate` take their part; nothing else differs.
 
 use bytemuck::bytes_of;
 use moa_format::{FINAL_NORM, TensorEntry, layer_tensor};

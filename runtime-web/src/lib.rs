@@ -27,6 +27,7 @@ mod portion;
 mod probe;
 mod program;
 mod sampler;
+mod separate;
 mod setup;
 mod share;
 mod signal;

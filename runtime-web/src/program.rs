@@ -5,18 +5,17 @@ use std::collections::BTreeMap;
 
 use bytemuck::bytes_of;
 use moa_format::{EMBEDDING, FINAL_NORM, TensorEntry, layer_tensor};
-use moa_mask::abi::{PieceParams, ProjectParams, RowParams};
-use moa_shaders::{ARGMAX_PARTS, ELEMENT_THREADS, Kernel, MATVEC_ROWS, MatmulThreads, VectorType};
+use moa_mask::abi::{ProjectParams, RowParams};
+use moa_shaders::{ARGMAX_PARTS, ELEMENT_THREADS, Kernel, VectorType};
 
 use crate::buffers::{Allocator, Buffers, LayerCache};
 use crate::error::{EngineError, Result};
 use crate::pipelines::Pipelines;
+use crate::separate::Product;
 use crate::setup::{Setup, vector_type};
 use crate::step::{Grid, Step};
-use crate::weights::{BoundPiece, Run, WeightBuffers};
+use crate::weights::{Run, WeightBuffers};
 
-/// Rows of a matrix below which a chunk's tiles of 64 tokens would leave large devices without work.
-const FEW_ROWS: u32 = 1024;
 /// What WebGPU allows in one dimension of a dispatch.
 pub(crate) const MAX_WORKGROUPS: u32 = 65_535;
 
@@ -113,26 +112,16 @@ impl Program {
 }
 
 pub(crate) struct Builder<'a, 'g> {
-    pipelines: &'a mut Pipelines<'g>,
+    pub(crate) pipelines: &'a mut Pipelines<'g>,
     allocator: &'a mut Allocator<'g>,
     pub(crate) setup: &'a Setup,
     pub(crate) weights: &'a WeightBuffers,
     pub(crate) buffers: &'a Buffers,
     /// One uniform buffer for each distinct set of constants.
     params: BTreeMap<Vec<u8>, wgpu::Buffer>,
-    kernels: DecodeKernels,
+    pub(crate) kernels: DecodeKernels,
     /// Whether the token in flight comes from the layer before as codes too.
     pub(crate) arrives_as_codes: bool,
-}
-
-/// What a weight matrix is multiplied with, and where the product goes.
-struct Product<'a> {
-    x: &'a wgpu::Buffer,
-    y: &'a wgpu::Buffer,
-    /// Added to what `y` holds.
-    add: bool,
-    /// The product of the last token only, with `x` and `y` of one row.
-    once: bool,
 }
 
 impl<'a> Builder<'a, '_> {
@@ -160,7 +149,7 @@ impl<'a> Builder<'a, '_> {
         self.setup.config().rms_norm_eps as f32
     }
 
-    fn row_params(&mut self, dim: u32, last_only: bool) -> wgpu::Buffer {
+    pub(crate) fn row_params(&mut self, dim: u32, last_only: bool) -> wgpu::Buffer {
         let params = RowParams {
             dim,
             eps: self.eps(),
@@ -182,16 +171,6 @@ impl<'a> Builder<'a, '_> {
             last_scales_step: run.last_scales_step,
             eps: self.eps(),
         }
-    }
-
-    fn piece_params(&mut self, piece: &BoundPiece<'_>, y_stride: u32) -> wgpu::Buffer {
-        let params = PieceParams {
-            rows: piece.rows,
-            cols: piece.cols,
-            row_offset: piece.row_offset,
-            y_stride,
-        };
-        self.params(bytes_of(&params))
     }
 
     pub(crate) fn step(
@@ -301,92 +280,6 @@ impl<'a> Builder<'a, '_> {
                 // One row of them all.
                 weight_bytes: 0,
                 ..self.step_of(Kernel::Embedding(run.weight), grid, &bindings)
-            });
-        }
-        Ok(steps)
-    }
-
-    fn norm(&mut self, name: &str, last_only: bool) -> Result<Step> {
-        let buffers = self.buffers;
-        let params = self.row_params(self.setup.config().hidden_dim, last_only);
-        let (kind, vector) = self.vector(name)?;
-        let kernel = Kernel::RmsNorm(kind);
-        let bindings = [
-            ("params", params.as_entire_buffer_binding()),
-            ("state", buffers.state.as_entire_buffer_binding()),
-            ("x", buffers.hidden.as_entire_buffer_binding()),
-            ("y", buffers.normed.as_entire_buffer_binding()),
-            ("vector", vector),
-        ];
-        let grid = if last_only {
-            Grid::Once(1)
-        } else {
-            Grid::Tokens(1)
-        };
-        Ok(self.step_of(kernel, grid, &bindings))
-    }
-
-    /// The pieces of one weight matrix against the tokens in flight.
-    fn linear(
-        &mut self,
-        name: &str,
-        bias: Option<&str>,
-        product: &Product<'_>,
-    ) -> Result<Vec<Step>> {
-        let (weights, buffers) = (self.weights, self.buffers);
-        let tensor = self.tensor(name)?;
-        let bias = bias.map(|name| self.vector(name)).transpose()?;
-        let kind = bias.as_ref().map(|(kind, _)| *kind);
-        let add = product.add;
-        let mut steps = Vec::new();
-        for piece in weights.pieces(tensor)? {
-            let weight = piece.weight;
-            let threads = match self.kernels {
-                DecodeKernels::Separate => MatmulThreads::Narrow,
-                DecodeKernels::Fused if piece.rows < FEW_ROWS => MatmulThreads::Short,
-                DecodeKernels::Fused => MatmulThreads::Wide,
-            };
-            let matmul = Kernel::Matmul {
-                weight,
-                bias: kind,
-                add,
-                threads,
-            };
-            let matvec = Kernel::Matvec {
-                weight,
-                bias: kind,
-                add,
-            };
-            let workgroups = piece.rows.div_ceil(MATVEC_ROWS);
-            if workgroups > MAX_WORKGROUPS {
-                return Err(EngineError::UnsupportedModel {
-                    what: format!("rows in a piece of {name}"),
-                    got: piece.rows.to_string(),
-                    expected: "at most 1,048,560",
-                });
-            }
-            let params = self.piece_params(&piece, tensor.rows);
-            let mut bindings = vec![
-                ("params", params.as_entire_buffer_binding()),
-                ("state", buffers.state.as_entire_buffer_binding()),
-                ("x", product.x.as_entire_buffer_binding()),
-                ("values", piece.values.clone()),
-                ("y", product.y.as_entire_buffer_binding()),
-            ];
-            bindings.extend(piece.scales.clone().map(|scales| ("scales", scales)));
-            bindings.extend(bias.clone().map(|(_, vector)| ("vector", vector)));
-            steps.push(if product.once {
-                self.step_of(matvec, Grid::Once(workgroups), &bindings)
-            } else {
-                let few = self.pipelines.pipeline(matvec);
-                let grid = Grid::Linear {
-                    rows: piece.rows,
-                    tile_tokens: threads.tokens(),
-                };
-                Step {
-                    few: Some(few),
-                    ..self.step_of(matmul, grid, &bindings)
-                }
             });
         }
         Ok(steps)

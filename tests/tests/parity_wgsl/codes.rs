@@ -41,25 +41,9 @@ impl Case {
     fn new(weight: WeightType, pieces: &[u32], cols: u32, row_offset: u32, normed: bool) -> Self {
         let mut random = Random::new(u64::from(pieces[0] * cols));
         let mut file = File::default();
-        let (mut weights, mut offsets, mut places) = (Vec::new(), Vec::new(), Vec::new());
-        for &rows in pieces {
-            let (at, scales_at, own, own_offsets) =
-                file.matrix_and_offsets(&mut random, weight, rows, cols);
-            weights.extend(own);
-            offsets.extend(own_offsets);
-            places.push((at, scales_at - at));
-        }
-        let rows: u32 = pieces.iter().sum();
-        let params = ProjectParams {
-            rows,
-            cols,
-            row_offset,
-            piece_rows: pieces[0],
-            piece_step: places.get(1).map_or(0, |(at, _)| at - places[0].0),
-            scales_step: places[0].1,
-            last_scales_step: places[places.len() - 1].1,
-            eps: EPS,
-        };
+        let (params, weights, offsets) =
+            file.pieces(&mut random, weight, (pieces, cols), row_offset);
+        let rows = params.rows;
         Self {
             weight,
             file,

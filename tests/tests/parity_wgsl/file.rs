@@ -1,12 +1,13 @@
 //! A weight file in memory, for kernels that find several tensors in one binding.
 
 use bytemuck::cast_slice;
-use moa_mask::abi::PLACE_BYTES;
+use moa_mask::abi::{PLACE_BYTES, ProjectParams};
 use moa_shaders::{VectorType, WeightType};
 use moa_tests::attention::{packed, unpacked};
 use moa_tests::random::Random;
 
 use crate::bits;
+use crate::fused::EPS;
 use crate::matrices::{offsets, piece};
 
 /// Tensors one after the other as a weight file has them, with something else before and between.
@@ -51,6 +52,36 @@ impl File {
         let at = self.push(&bytes);
         let offsets = offsets(weight, &bytes, &weights);
         (at, at + scales_step(weight, rows, cols), weights, offsets)
+    }
+
+    /// A matrix in pieces of so many rows: where they lie, for a product that is written from `row_offset` on, what they
+    /// mean, and what all weights of a group have in common.
+    pub(crate) fn pieces(
+        &mut self,
+        random: &mut Random,
+        weight: WeightType,
+        (pieces, cols): (&[u32], u32),
+        row_offset: u32,
+    ) -> (ProjectParams, Vec<f64>, Vec<f64>) {
+        let (mut weights, mut offsets, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for &rows in pieces {
+            let (at, scales_at, own, own_offsets) =
+                self.matrix_and_offsets(random, weight, rows, cols);
+            weights.extend(own);
+            offsets.extend(own_offsets);
+            places.push((at, scales_at - at));
+        }
+        let params = ProjectParams {
+            rows: pieces.iter().sum(),
+            cols,
+            row_offset,
+            piece_rows: pieces[0],
+            piece_step: places.get(1).map_or(0, |(at, _)| at - places[0].0),
+            scales_step: places[0].1,
+            last_scales_step: places[places.len() - 1].1,
+            eps: EPS,
+        };
+        (params, weights, offsets)
     }
 
     /// A vector: its place, and what it means.

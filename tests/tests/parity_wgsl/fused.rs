@@ -1,7 +1,7 @@
 //! The fused kernels of decode: several tensors in one binding, norms in the load, rotation and residuals at the end.
 
 use bytemuck::{bytes_of, cast_slice};
-use moa_mask::abi::{ProjectParams, QkvParams};
+use moa_mask::abi::QkvParams;
 use moa_reference::compare::{Tolerance, compare};
 use moa_reference::project::{Norm, project};
 use moa_reference::qkv::{Projection, qkv};
@@ -82,14 +82,9 @@ fn check_project(
     let tokens = if add { 1 } else { tokens };
     let mut random = Random::new(u64::from(pieces[0] * cols));
     let mut file = File::default();
-    let (mut weights, mut places) = (Vec::new(), Vec::new());
-    for &rows in pieces {
-        let (at, scales_at, own) = file.matrix(&mut random, weight, rows, cols);
-        weights.extend(own);
-        places.push((at, scales_at - at));
-    }
-    let rows: u32 = pieces.iter().sum();
     let row_offset = 5;
+    let (params, weights, _) = file.pieces(&mut random, weight, (pieces, cols), row_offset);
+    let rows = params.rows;
     let out = (row_offset + rows + 3) as usize;
     let before = random.spiked(out, 1.0);
     let (vector, norm_weight) = vector_words(
@@ -97,16 +92,6 @@ fn check_project(
         &norm_weights(&mut random, cols),
     );
     let x = random.spiked(tokens * cols as usize, 1.0);
-    let params = ProjectParams {
-        rows,
-        cols,
-        row_offset,
-        piece_rows: pieces[0],
-        piece_step: places.get(1).map_or(0, |(at, _)| at - places[0].0),
-        scales_step: places[0].1,
-        last_scales_step: places[places.len() - 1].1,
-        eps: EPS,
-    };
     let last = &x[x.len() - cols as usize..];
     let own = row_offset as usize..(row_offset + rows) as usize;
     let twin = |eps: f64| {
