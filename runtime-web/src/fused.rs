@@ -99,17 +99,20 @@ impl<'a> Builder<'a, '_> {
         let attended = self.packed() && self.quantized(&o_proj)?;
         steps.extend(self.attend_decode(cache, attended));
         let norm = name("post_attention_layernorm.weight");
-        let takes = self.gate_up_takes_codes(layer)?;
+        let gates = self.gate_up_places(layer)?;
+        let quantized = |gates: &GateUpPlaces<'_>| weight_type(gates.gate.dtype).has_scales();
+        let takes = gates.as_ref().is_some_and(quantized);
         let left = self.residual(&o_proj, &buffers.attended, attended, &norm, takes)?;
         steps.extend(left.0);
         let down_proj = name("mlp.down_proj.weight");
-        let (gate_up, codes) = self
-            .gate_up(layer, &down_proj, left.1)?
-            .unwrap_or((gate_up, false));
+        let (gate_up, codes) = match gates {
+            Some(gates) => self.gate_up(&gates, &down_proj, left.1)?,
+            None => (gate_up, false),
+        };
         steps.extend(gate_up);
         let (norm, takes) = if layer + 1 < self.setup.config().layers {
             let norm = layer_tensor(layer + 1, "input_layernorm.weight");
-            (norm, self.qkv_takes_codes(layer + 1)?)
+            (norm, codes && self.qkv_takes_codes(layer + 1)?)
         } else {
             let lm_head = self.setup.config().lm_head();
             (FINAL_NORM.to_owned(), self.quantized(lm_head)?)
@@ -294,7 +297,7 @@ impl<'a> Builder<'a, '_> {
     fn qkv_takes_codes(&self, layer: u32) -> Result<bool> {
         let own = self.qkv_places(layer)?;
         let quantized = |tensor: &&TensorEntry| weight_type(tensor.dtype).has_scales();
-        Ok(self.packed() && own.is_some_and(|own| own.matrices.iter().all(quantized)))
+        Ok(own.is_some_and(|own| own.matrices.iter().all(quantized)))
     }
 
     /// Norm to ring, one dispatch for each weight type.
@@ -398,23 +401,14 @@ impl<'a> Builder<'a, '_> {
         }))
     }
 
-    /// Whether `gate_up` of a layer takes codes, if there are any.
-    fn gate_up_takes_codes(&self, layer: u32) -> Result<bool> {
-        let own = self.gate_up_places(layer)?;
-        Ok(self.packed() && own.is_some_and(|own| weight_type(own.gate.dtype).has_scales()))
-    }
-
     /// Norm, gate, up and their joining, one dispatch a piece, of the token or of codes. And whether the results are codes
     /// for `down_proj`.
     fn gate_up(
         &mut self,
-        layer: u32,
+        own: &GateUpPlaces<'_>,
         down_proj: &str,
         of_codes: bool,
-    ) -> Result<Option<(Vec<Step>, bool)>> {
-        let Some(own) = self.gate_up_places(layer)? else {
-            return Ok(None);
-        };
+    ) -> Result<(Vec<Step>, bool)> {
         let (gate, up) = (own.gate, own.up);
         let weight = weight_type(gate.dtype);
         let codes = self.packed()
@@ -464,7 +458,7 @@ impl<'a> Builder<'a, '_> {
             let grid = Grid::Once((2 * count).div_ceil(lanes.rows()));
             steps.push(self.step_of_constants(kernel, bytes_of(&params), grid, &bindings));
         }
-        Ok(Some((steps, codes)))
+        Ok((steps, codes))
     }
 }
 

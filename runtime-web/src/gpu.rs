@@ -1,7 +1,8 @@
 //! Adapter and device: the only place where native and browser would differ, and wgpu hides most of it.
 //!
-//! Exactly `min(needed, offered)` is asked of the adapter (and the largest workgroups of use, where they are offered), and of features those that the caller has a use for and the adapter
-//! offers, so that every device with WebGPU's default limits will do wherever the model fits.
+//! Exactly `min(needed, offered)` is asked of the adapter (and the largest workgroups of use, where they are offered), and
+//! of features those that the caller has a use for and the adapter offers, so that every device with WebGPU's default limits
+//! will do wherever the model fits.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

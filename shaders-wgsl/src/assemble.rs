@@ -154,26 +154,20 @@ const fn products_of_codes(weight: WeightType) -> [&'static str; 2] {
 /// their own.
 fn rows(variant: Variant, weight: WeightType, inputs: Inputs, apart: bool) -> Vec<&'static str> {
     let mut list = [blocks(weight), &[set_sums(variant)]].concat();
-    let kind = match inputs {
-        Inputs::Plain => {
-            list.push(wgsl!("shared/norm_none.wgsl"));
-            None
-        }
-        Inputs::Norm(kind) => Some(kind),
-        Inputs::Codes | Inputs::NormedCodes => {
+    let norm = match (inputs, apart) {
+        (Inputs::Codes | Inputs::NormedCodes, _) => {
             list.extend([CODES, DOT8]);
             list.extend(products_of_codes(weight));
             list.push(wgsl!("shared/rows_of_codes.wgsl"));
             return list;
         }
+        (Inputs::Plain, _) => wgsl!("shared/norm_none.wgsl"),
+        (Inputs::Norm(VectorType::F16), false) => wgsl!("shared/norm_f16.wgsl"),
+        (Inputs::Norm(VectorType::F32), false) => wgsl!("shared/norm_f32.wgsl"),
+        (Inputs::Norm(VectorType::F16), true) => wgsl!("shared/norm_apart_f16.wgsl"),
+        (Inputs::Norm(VectorType::F32), true) => wgsl!("shared/norm_apart_f32.wgsl"),
     };
-    list.extend(kind.map(|kind| match (kind, apart) {
-        (VectorType::F16, false) => wgsl!("shared/norm_f16.wgsl"),
-        (VectorType::F32, false) => wgsl!("shared/norm_f32.wgsl"),
-        (VectorType::F16, true) => wgsl!("shared/norm_apart_f16.wgsl"),
-        (VectorType::F32, true) => wgsl!("shared/norm_apart_f32.wgsl"),
-    }));
-    list.push(wgsl!("shared/four_rows.wgsl"));
+    list.extend([norm, wgsl!("shared/four_rows.wgsl")]);
     list
 }
 
@@ -260,7 +254,8 @@ impl Kernel {
             .concat(),
             Self::Rope(KvTarget::Chunk) => vec![KV_ROW_CHUNK],
             Self::Rope(KvTarget::Ring) => vec![MASK, KV_ROW_RING],
-            Self::KvCommit(_) => vec![MASK],
+            Self::KvCommit(KvFormat::Sixteen) => vec![MASK],
+            Self::KvCommit(KvFormat::Int8) => vec![MASK, PACKED_BYTES],
             Self::AttentionPrefill(format) => vec![MASK, ring(format)],
             Self::AttentionDecode(format) => {
                 vec![

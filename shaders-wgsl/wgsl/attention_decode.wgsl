@@ -7,8 +7,8 @@
 // partials  rows of head_dim values, row_max, row_sum; merge_lse joins them. Those of the first part lie by head.
 // Grid: (items); a workgroup of 128. HEAD_DIM / 8 threads, a lane, share a key, each with 8 channels of every query
 // in registers; a round takes four keys of each lane. A lane has its own online softmax; lanes are joined at
-// the end. K and V of a round are on their way together, those of the next one while it is computed. Only visible keys are
-// touched: past the end the last one comes again, without weight.
+// the end. K and V of a round are on their way together. Only visible keys are touched: past the end the last one comes
+// again, without weight.
 // Numerics: f32; what is subtracted, and given on as row_max, is the largest score, or up to 8 less with subgroups.
 // Twin: reference/src/attention_decode.rs.
 

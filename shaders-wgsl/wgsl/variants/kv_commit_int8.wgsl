@@ -29,9 +29,7 @@ fn largest(value: vec4<f32>) -> f32 {
 }
 
 fn to_bytes(value: vec4<f32>, inverse: f32) -> u32 {
-    let steps = clamp(round(value * inverse), vec4<f32>(-127.0), vec4<f32>(127.0));
-    let bytes = bitcast<vec4<u32>>(vec4<i32>(steps)) & vec4<u32>(0xffu);
-    return bytes.x | (bytes.y << 8u) | (bytes.z << 16u) | (bytes.w << 24u);
+    return packed(rounded(clamp(value * inverse, vec4<f32>(-127.0), vec4<f32>(127.0))));
 }
 
 @compute @workgroup_size(64)
