@@ -13,8 +13,8 @@ use crate::setup::Setup;
 /// Tokens that one [`crate::Engine::decode`] call may choose: one read-back, and never more than the slack.
 pub const MAX_DECODE_BATCH: u32 = 32;
 
-/// Batches whose ids are on their way back: while one is read, the device works on the next.
-const STAGING_BUFFERS: u32 = 3;
+/// Batches whose ids may be on their way back: while one is read, the device works on the next.
+pub(crate) const STAGING_BUFFERS: usize = 3;
 
 /// Bytes on the device by what they are for.
 pub type Ledger = BTreeMap<&'static str, u64>;

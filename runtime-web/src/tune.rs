@@ -9,25 +9,28 @@ use std::mem::swap;
 
 use moa_shaders::{Compiler, Dialect, Products, Variant};
 
-use crate::buffers::{Allocator, close_scopes, open_scopes};
+use crate::buffers::{Allocator, STAGING_BUFFERS, close_scopes, open_scopes};
 use crate::engine::Engine;
 use crate::error::{EngineError, Result};
 use crate::gpu::Gpu;
 use crate::pipelines::{Made, Pipelines};
 use crate::portion::clock;
 use crate::program::Program;
+use crate::sampler::Sampler;
 use crate::setup::Setup;
 
 /// Tokens of the prompt that is timed.
 const PROMPT: u32 = 128;
-/// Tokens of a batch that is timed.
+/// Tokens of a batch at most: as many as a page takes.
 const BATCH: u32 = 8;
+/// Batches of a turn, of which all but the first are timed.
+const BATCHES: u32 = 4;
 /// Seconds of a turn at least, where repetitions reach them: a browser's clock may have steps of a millisecond. Short, so
 /// that a device is in the same mood for all turns of a round.
-const TURN_SECS: f64 = 0.006;
+const TURN_SECS: f64 = 0.012;
 const MOST_REPETITIONS: u32 = 8;
 /// Times that variants take turns: until each has had so many seconds, but within these bounds.
-const VARIANT_SECS: f64 = 0.12;
+const VARIANT_SECS: f64 = 0.2;
 const LEAST_ROUNDS: usize = 4;
 const MOST_ROUNDS: usize = 15;
 /// The part of the time that a variant must save, and one that rounds what the first does not.
@@ -122,7 +125,7 @@ impl Engine {
         self.ready()?;
         let extras = self.gpu.extras();
         self.set_variant(Variant::BASE).await?;
-        if self.setup.context() < 4 {
+        if self.setup.context() < BATCHES {
             return Ok(Variant::BASE);
         }
         let mut best = Variant::BASE;
@@ -186,6 +189,10 @@ impl Engine {
                 same.push(candidate);
             }
         }
+        let batch = match trial {
+            Trial::Prefill => None,
+            Trial::Decode => Some(self.trial_batch().await?),
+        };
         let most = VARIANT_SECS * same.len() as f64;
         let started = clock();
         for round in 0..MOST_ROUNDS {
@@ -194,7 +201,7 @@ impl Engine {
             }
             for candidate in &mut same {
                 self.exchange(candidate);
-                let secs = self.time_trial(trial).await;
+                let secs = self.time_turn(batch).await;
                 self.exchange(candidate);
                 candidate.secs.push(secs?);
             }
@@ -230,29 +237,57 @@ impl Engine {
         self.logits().await
     }
 
-    /// Seconds of one prompt, or of one batch of tokens.
-    async fn time_trial(&mut self, trial: Trial) -> Result<f64> {
+    /// Seconds of a decoded token in batches of this size, or else of the prompt.
+    async fn time_turn(&mut self, batch: Option<u32>) -> Result<f64> {
+        match batch {
+            None => self.time_prompt().await,
+            Some(batch) => self.time_batches(batch).await,
+        }
+    }
+
+    async fn time_prompt(&mut self) -> Result<f64> {
         let prompt = self.trial_prompt();
-        let tokens = BATCH.min(self.setup.context() - 1);
         let (mut secs, mut times) = (0.0, 0u32);
         while secs < TURN_SECS && times < MOST_REPETITIONS {
             self.reset();
-            if trial == Trial::Decode {
-                self.prefill(&prompt[..1]).await?;
-            }
             let started = clock();
-            match trial {
-                Trial::Prefill => {
-                    self.prefill(&prompt).await?;
-                }
-                Trial::Decode => {
-                    self.decode(tokens).await?;
-                }
-            }
+            self.prefill(&prompt).await?;
             secs += clock() - started;
             times += 1;
         }
         Ok(secs / f64::from(times))
+    }
+
+    /// With as many batches in flight as there can be: neither writing the commands nor the way to the device and back
+    /// counts, unless they take longer than the device.
+    async fn time_batches(&mut self, batch: u32) -> Result<f64> {
+        let greedy = Sampler::greedy();
+        self.reset();
+        self.prefill(&self.trial_prompt()[..1]).await?;
+        let mut begun = 0;
+        let mut started = 0.0;
+        for landed in 0..BATCHES {
+            while begun < BATCHES && self.in_flight() < STAGING_BUFFERS {
+                self.begin(batch, &greedy)?;
+                begun += 1;
+            }
+            self.collect().await?;
+            if landed == 0 {
+                started = clock();
+            }
+        }
+        Ok((clock() - started) / f64::from((BATCHES - 1) * batch))
+    }
+
+    /// As many tokens as make a turn, and as there is room for.
+    async fn trial_batch(&mut self) -> Result<u32> {
+        let most = BATCH.min(self.setup.context() / BATCHES);
+        let token = self.time_batches(1).await?;
+        let mut batch = 1;
+        while batch < most && f64::from(BATCHES * batch) * token < TURN_SECS {
+            batch *= 2;
+        }
+        Ok(batch.min(most))
     }
 }
 

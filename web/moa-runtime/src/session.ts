@@ -61,7 +61,7 @@ export interface SavedRings {
 }
 
 /**
- * Most tokens in a batch. With those that a reader has not taken (see `host.ts`) and two batches on their way they are no
+ * Most tokens in a batch. With those that a reader has not taken (see `host.ts`) and the batches on their way they are no
  * more than can be taken back exactly wherever the rings stand.
  */
 const LONGEST_BATCH = 8;
@@ -69,6 +69,8 @@ const LONGEST_BATCH = 8;
 const BATCH_MS = 60;
 /** Batches on their way: while one is read, the device works on the next. */
 const FLIGHTS = 2;
+/** A device that takes less for a batch is done with the next before another is there: then one more is on its way. */
+const QUICK_BATCH_MS = 20;
 /** Stop tokens that the device knows at most. */
 const MOST_DEVICE_STOPS = 15;
 /** Copies that are kept at most, however small. */
@@ -220,14 +222,15 @@ export class Session {
     return { reason, stats };
   }
 
-  /** Batches of tokens, the next one begun before the last is given. */
+  /** Batches of tokens, the next begun before the last is given. */
   async *#inFlight({ sampling }: GenerateRequest, maxTokens: number): AsyncGenerator<Batch, void, void> {
     const engine = this.#engine;
     let batch = 1;
     let begun = 0;
     let before: number | undefined;
+    let flights = FLIGHTS;
     for (;;) {
-      while (engine.inFlight < FLIGHTS && begun < maxTokens) {
+      while (engine.inFlight < flights && begun < maxTokens) {
         const count = Math.min(batch, maxTokens - begun);
         engine.begin(count, sampling);
         begun += count;
@@ -236,7 +239,11 @@ export class Session {
       const ids = [...(await engine.collect())];
       const now = performance.now();
       // The first token comes from logits that are there: it tells nothing of the device's speed.
-      if (before !== undefined) batch = Math.max(1, Math.min(this.#maxBatch, Math.floor((BATCH_MS * ids.length) / (now - before))));
+      if (before !== undefined) {
+        const took = now - before;
+        batch = Math.max(1, Math.min(this.#maxBatch, Math.floor((BATCH_MS * ids.length) / took)));
+        flights = took < QUICK_BATCH_MS ? FLIGHTS + 1 : FLIGHTS;
+      }
       before = now;
       yield { ids };
     }

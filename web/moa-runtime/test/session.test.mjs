@@ -237,9 +237,10 @@ test("penalties are the device's, which is told what the answer holds already", 
   assert.ok(!engine.calls.some(([kind]) => kind === "setText"), "what changes nothing costs nothing");
 });
 
-test("one batch is on its way while another is read, and none outlives its request", async () => {
-  for (const how of ["stop", "abort", "length"]) {
+test("batches are on their way while another is read, one or two more, and none outlives its request", async () => {
+  for (const [how, batchMs, others] of [["stop", 0, 2], ["abort", 0, 2], ["length", 0, 2], ["length", 30, 1]]) {
     const engine = new FakeEngine({ context: 1000 });
+    if (batchMs) engine.beforeStep = () => new Promise((resolve) => setTimeout(resolve, batchMs));
     const session = new Session(engine, 32);
     const controller = new AbortController();
     const expected = continuation(prompt, 60);
@@ -252,7 +253,7 @@ test("one batch is on its way while another is read, and none outlives its reque
     } });
     if (how === "abort") await assert.rejects(running, { code: "aborted" });
     else assert.deepEqual((await running).tokens, how === "stop" ? expected.slice(0, expected.indexOf(expected[30]) + 1) : expected);
-    assert.equal(most, 1);
+    assert.equal(most, others, how);
     assert.equal(engine.inFlight, 0);
     const next = [...prompt, 3];
     assert.deepEqual((await run(session, next, { maxTokens: 5 })).tokens, continuation(next, 5));
