@@ -25,10 +25,9 @@ const PROMPT: u32 = 128;
 const BATCH: u32 = 8;
 /// Batches of a turn, of which all but the first are timed.
 const BATCHES: u32 = 4;
-/// Seconds of a turn at least, where repetitions reach them: a browser's clock may have steps of a millisecond. Short, so
+/// Seconds of a turn with batches, where they may be as long: a browser's clock may have steps of a millisecond. Short, so
 /// that a device is in the same mood for all turns of a round.
 const TURN_SECS: f64 = 0.012;
-const MOST_REPETITIONS: u32 = 8;
 /// Times that variants take turns: until each has had so many seconds, but within these bounds.
 const VARIANT_SECS: f64 = 0.2;
 const LEAST_ROUNDS: usize = 4;
@@ -237,35 +236,19 @@ impl Engine {
         self.logits().await
     }
 
-    /// Seconds of a decoded token in batches of this size, or else of the prompt.
+    /// Seconds of a decoded token in batches of this size, or else of the prompt. As many batches are in flight as there can
+    /// be: neither writing the commands nor the way to the device and back counts, unless they take longer than the device.
     async fn time_turn(&mut self, batch: Option<u32>) -> Result<f64> {
-        match batch {
-            None => self.time_prompt().await,
-            Some(batch) => self.time_batches(batch).await,
-        }
-    }
-
-    async fn time_prompt(&mut self) -> Result<f64> {
         let prompt = self.trial_prompt();
-        let (mut secs, mut times) = (0.0, 0u32);
-        while secs < TURN_SECS && times < MOST_REPETITIONS {
-            self.reset();
-            let started = clock();
-            self.prefill(&prompt).await?;
-            secs += clock() - started;
-            times += 1;
-        }
-        Ok(secs / f64::from(times))
-    }
-
-    /// With as many batches in flight as there can be: neither writing the commands nor the way to the device and back
-    /// counts, unless they take longer than the device.
-    async fn time_batches(&mut self, batch: u32) -> Result<f64> {
-        let greedy = Sampler::greedy();
         self.reset();
-        self.prefill(&self.trial_prompt()[..1]).await?;
+        let mut started = clock();
+        let taken = if batch.is_some() { 1 } else { prompt.len() };
+        self.prefill(&prompt[..taken]).await?;
+        let Some(batch) = batch else {
+            return Ok(clock() - started);
+        };
+        let greedy = Sampler::greedy();
         let mut begun = 0;
-        let mut started = 0.0;
         for landed in 0..BATCHES {
             while begun < BATCHES && self.in_flight() < STAGING_BUFFERS {
                 self.begin(batch, &greedy)?;
@@ -282,7 +265,7 @@ impl Engine {
     /// As many tokens as make a turn, and as there is room for.
     async fn trial_batch(&mut self) -> Result<u32> {
         let most = BATCH.min(self.setup.context() / BATCHES);
-        let token = self.time_batches(1).await?;
+        let token = self.time_turn(Some(1)).await?;
         let mut batch = 1;
         while batch < most && f64::from(BATCHES * batch) * token < TURN_SECS {
             batch *= 2;
