@@ -25,9 +25,9 @@ const PROMPT: u32 = 128;
 const BATCH: u32 = 8;
 /// Batches of a turn, of which all but the first are timed.
 const BATCHES: u32 = 4;
-/// Seconds of a turn with batches, where they may be as long: a browser's clock may have steps of a millisecond. Short, so
-/// that a device is in the same mood for all turns of a round.
-const TURN_SECS: f64 = 0.012;
+/// Seconds of a turn at most, where batches may have one token: long enough for batches of their full size wherever the way
+/// to the device and back takes as long as a token.
+const TURN_SECS: f64 = 0.06;
 /// Times that variants take turns: until each has had so many seconds, but within these bounds.
 const VARIANT_SECS: f64 = 0.2;
 const LEAST_ROUNDS: usize = 4;
@@ -262,15 +262,14 @@ impl Engine {
         Ok((clock() - started) / f64::from((BATCHES - 1) * batch))
     }
 
-    /// As many tokens as make a turn, and as there is room for.
+    /// Tokens of a batch: as many as a turn and the context have room for.
     async fn trial_batch(&mut self) -> Result<u32> {
-        let most = BATCH.min(self.setup.context() / BATCHES);
+        let mut batch = BATCH.min(self.setup.context() / BATCHES);
         let token = self.time_turn(Some(1)).await?;
-        let mut batch = 1;
-        while batch < most && f64::from(BATCHES * batch) * token < TURN_SECS {
-            batch *= 2;
+        while batch > 1 && f64::from(BATCHES * batch) * token > TURN_SECS {
+            batch /= 2;
         }
-        Ok(batch.min(most))
+        Ok(batch)
     }
 }
 
