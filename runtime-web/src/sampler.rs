@@ -119,11 +119,6 @@ impl Sampler {
         (repetition_penalty, presence_penalty, frequency_penalty) != (1.0, 0.0, 0.0)
     }
 
-    /// The options.
-    pub fn options(&self) -> &SamplingOptions {
-        &self.options
-    }
-
     /// The options in the kernel's terms, for logits of `dim` tokens.
     #[expect(
         clippy::cast_possible_truncation,

@@ -22,16 +22,19 @@ fn dump(out: &PathBuf) -> io::Result<usize> {
             let name = format!("{model}.{}.wgsl", kernel.label());
             fs::write(out.join(name), kernel.source(shape))?;
             files += 1;
-            if let Some(params) = plausible_params(kernel) {
+            let params = plausible_params(kernel);
+            if params.is_some() {
                 let name = format!("{model}.{}.constants.wgsl", kernel.label());
-                let source = kernel.source_with(shape, Dialect::BASE, Some(&params));
+                let source = kernel.source_with(shape, Dialect::BASE, params.as_deref());
                 fs::write(out.join(name), source)?;
                 files += 1;
             }
+            // With their constants where they have some, as programs have them.
             for dialect in dialects(kernel, shape, Compiler::Browser) {
                 let label = kernel.label_in(shape, dialect);
                 let name = format!("{model}.{label}.{}.wgsl", dialect.subgroup);
-                fs::write(out.join(name), kernel.source_in(shape, dialect))?;
+                let source = kernel.source_with(shape, dialect, params.as_deref());
+                fs::write(out.join(name), source)?;
                 files += 1;
             }
         }

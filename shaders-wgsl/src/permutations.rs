@@ -1,4 +1,4 @@
-//! Every kernel in every variant: what naga and Tint see.
+//! Every kernel in every variant that a program may have: what naga and Tint see.
 
 use moa_mask::KvFormat;
 
@@ -153,8 +153,6 @@ fn of_codes(weight: WeightType) -> Vec<Kernel> {
     let mut list = vec![
         project(Inputs::Codes, true, None, Lanes::L32One),
         project(Inputs::Codes, true, None, Lanes::L64One),
-        project(Inputs::Codes, true, Some(VectorType::F16), Lanes::L32One),
-        project(Inputs::Codes, true, Some(VectorType::F32), Lanes::L64Wide),
         project(Inputs::NormedCodes, false, None, Lanes::L64One),
         project(Inputs::NormedCodes, false, None, Lanes::L32One),
         project(Inputs::NormedCodes, false, None, Lanes::L16),
@@ -164,18 +162,22 @@ fn of_codes(weight: WeightType) -> Vec<Kernel> {
         gate_up(Inputs::NormedCodes, true, Lanes::L32Two),
         gate_up(Inputs::NormedCodes, true, Lanes::L32),
         gate_up(Inputs::NormedCodes, false, Lanes::L32Two),
+        gate_up(Inputs::NormedCodes, false, Lanes::L32),
     ];
-    for (bias, lanes) in [
-        (None, Lanes::L32One),
-        (Some(VectorType::F16), Lanes::L32One),
-        (Some(VectorType::F32), Lanes::L64One),
-    ] {
-        list.push(Kernel::Qkv {
-            weight,
-            inputs: Inputs::NormedCodes,
-            bias,
-            lanes,
-        });
+    for leaves in VectorType::ALL.map(Some) {
+        for lanes in [Lanes::L32One, Lanes::L64Wide] {
+            list.push(project(Inputs::Codes, true, leaves, lanes));
+        }
+    }
+    for bias in [None, Some(VectorType::F16), Some(VectorType::F32)] {
+        for lanes in [Lanes::L32One, Lanes::L64One] {
+            list.push(Kernel::Qkv {
+                weight,
+                inputs: Inputs::NormedCodes,
+                bias,
+                lanes,
+            });
+        }
     }
     list
 }

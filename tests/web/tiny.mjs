@@ -10,12 +10,15 @@ import { fileURLToPath } from "node:url";
 import { required } from "./browser.mjs";
 
 const model = fileURLToPath(new URL("../fixtures/tiny-llama", import.meta.url));
-const { num_hidden_layers: layers, num_key_value_heads: kvHeads, vocab_size } = JSON.parse(readFileSync(join(model, "config.json"), "utf8"));
+const config = JSON.parse(readFileSync(join(model, "config.json"), "utf8"));
+export const { vocab_size } = config;
 
 /** A prompt longer than every span of the plan. */
 export const ids = Array.from({ length: 100 }, (_, i) => (i * 37 + 11) % vocab_size);
 /** Spans shorter than the prompt, different for every head. */
-const plan = { sink: 8, block: 8, spans: Array.from({ length: layers }, (_, l) => Array.from({ length: kvHeads }, (_, h) => 16 + 8 * (l + 2 * h))) };
+function planOf({ num_hidden_layers: layers, num_key_value_heads: kvHeads }) {
+  return { sink: 8, block: 8, spans: Array.from({ length: layers }, (_, l) => Array.from({ length: kvHeads }, (_, h) => 16 + 8 * (l + 2 * h))) };
+}
 
 /** GPT-2's table from bytes to visible characters. */
 function byteCharacters() {
@@ -39,15 +42,21 @@ function tokenizer() {
   };
 }
 
-/** Compiles the bundle into a new folder and returns that folder; the bundle lies in its folder `bundle`. */
-export function tinyBundle({ text = false } = {}) {
+/**
+ * Compiles the bundle into a new folder and returns that folder; the bundle lies in its folder `bundle`. With `wide` heads the
+ * same weights are half as many of twice the size, in which subgroups serve attention.
+ */
+export function tinyBundle({ text = false, quant = "f16", wide = false } = {}) {
   const folder = mkdtempSync(join(tmpdir(), "moa-tiny-"));
   const checkpoint = join(folder, "model");
   mkdirSync(checkpoint);
-  for (const file of ["config.json", "model.safetensors"]) copyFileSync(join(model, file), join(checkpoint, file));
+  copyFileSync(join(model, "model.safetensors"), join(checkpoint, "model.safetensors"));
+  const { num_attention_heads: heads, num_key_value_heads: kvHeads, head_dim } = config;
+  const own = wide ? { ...config, num_attention_heads: heads / 2, num_key_value_heads: kvHeads / 2, head_dim: 2 * head_dim } : config;
+  writeFileSync(join(checkpoint, "config.json"), JSON.stringify(own));
   if (text) writeTokenizer(checkpoint);
-  writeFileSync(join(folder, "plan.json"), JSON.stringify(plan));
-  compile("build", checkpoint, "--plan", join(folder, "plan.json"), "--quant", "f16", "--out", join(folder, "bundle"));
+  writeFileSync(join(folder, "plan.json"), JSON.stringify(planOf(own)));
+  compile("build", checkpoint, "--plan", join(folder, "plan.json"), "--quant", quant, "--out", join(folder, "bundle"));
   return folder;
 }
 

@@ -8,15 +8,14 @@ use moa_format::{CHUNK_BYTES, Plan};
 use wasm_bindgen::prelude::*;
 
 use options::{
-    CreateOptions, JsEngineOptions, JsResult, JsSamplingOptions, json, manifest, moa_error,
-    options, whole,
+    CreateOptions, JsEngineOptions, JsResult, JsSamplingOptions, json, manifest, options, sampler,
+    whole,
 };
 
 use crate::buffers::MAX_DECODE_BATCH;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::gpu::{Gpu, GpuOptions};
-use crate::sampler::{Sampler, SamplingOptions};
 use crate::setup::Setup;
 use crate::share::Weights;
 use crate::snapshot::RingCopy;
@@ -82,8 +81,6 @@ pub fn plan_to_json(plan_bytes: &[u8]) -> JsResult<String> {
 #[derive(Debug)]
 pub struct MoaEngine {
     engine: Engine,
-    /// The sampler of the last sampled decode: its generator goes on while its options stay.
-    sampler: Sampler,
 }
 
 #[wasm_bindgen]
@@ -158,10 +155,8 @@ impl MoaEngine {
         Ok(Some(self.engine.tune().await?.to_string()))
     }
 
-    /// Takes one chunk from the front of `ids` and resolves with the number taken. The next sampled decode starts its
-    /// seed anew: the same prompt, seed and options give the same answer.
+    /// Takes one chunk from the front of `ids` and resolves with the number taken.
     pub async fn prefill(&mut self, ids: Uint32Array) -> JsResult<u32> {
-        self.sampler = Sampler::greedy();
         let taken = self.engine.prefill(&ids.to_vec()).await?;
         Ok(u32::try_from(taken).unwrap_or(u32::MAX))
     }
@@ -172,33 +167,14 @@ impl MoaEngine {
         count: u32,
         sampling: Option<JsSamplingOptions>,
     ) -> JsResult<Uint32Array> {
-        let wanted: SamplingOptions = options(sampling)?;
-        if wanted != *self.sampler.options() {
-            self.sampler = Sampler::new(wanted)?;
-        }
-        if self.sampler.is_greedy() {
-            return Ok(Uint32Array::from(
-                self.engine.decode(count).await?.as_slice(),
-            ));
-        }
-        if count == 0 || count > MAX_DECODE_BATCH {
-            return Err(moa_error(
-                "bad-argument",
-                &format!("count is {count}, expected 1 to {MAX_DECODE_BATCH}"),
-                None,
-            ));
-        }
-        let ids = self.engine.decode_sampled(count, &self.sampler).await?;
+        let sampler = sampler(sampling)?;
+        let ids = self.engine.decode_sampled(count, &sampler).await?;
         Ok(Uint32Array::from(ids.as_slice()))
     }
 
     /// Submits a batch and returns at once: call `collect` once for each. At most 3 batches and 64 tokens in flight.
     pub fn begin(&mut self, count: u32, sampling: Option<JsSamplingOptions>) -> JsResult<()> {
-        let wanted: SamplingOptions = options(sampling)?;
-        if wanted != *self.sampler.options() {
-            self.sampler = Sampler::new(wanted)?;
-        }
-        Ok(self.engine.begin(count, &self.sampler)?)
+        Ok(self.engine.begin(count, &sampler(sampling)?)?)
     }
 
     /// The tokens of the oldest batch: fewer than were asked for where the last of them is a stop token.
@@ -290,10 +266,9 @@ impl MoaEngine {
         Ok(self.engine.rewind(n)?)
     }
 
-    /// An empty context; weights stay. The next sampled decode starts its seed anew.
+    /// An empty context; weights stay.
     pub fn reset(&mut self) {
         self.engine.reset();
-        self.sampler = Sampler::greedy();
     }
 
     /// Tokens in the cache.
@@ -407,10 +382,7 @@ impl MoaEngine {
 
 impl From<Engine> for MoaEngine {
     fn from(engine: Engine) -> Self {
-        Self {
-            engine,
-            sampler: Sampler::greedy(),
-        }
+        Self { engine }
     }
 }
 

@@ -11,6 +11,8 @@ use wasm_bindgen::prelude::*;
 use crate::create::EngineOptions;
 use crate::error::EngineError;
 use crate::gpu::Extras;
+use crate::program::DecodeKernels;
+use crate::sampler::Sampler;
 use crate::setup::Setup;
 
 pub(super) type JsResult<T> = std::result::Result<T, JsValue>;
@@ -27,6 +29,8 @@ export interface EngineOptions {
   int8Kv?: boolean;
   /** A variant of the kernels, or "auto": the base one until `tune` is called. */
   kernels?: string;
+  /** The kernels of GPUs on a software adapter too, where others are quicker: for tests. */
+  fused?: boolean;
   /** What the device may be asked for: of "subgroups", "f16" and "dp4a" those that the platform has. */
   extras?: readonly string[];
 }
@@ -65,6 +69,7 @@ pub(super) struct CreateOptions {
     #[serde(rename = "int8Kv")]
     int8_kv: bool,
     kernels: Option<String>,
+    fused: bool,
     extras: Vec<String>,
 }
 
@@ -106,6 +111,10 @@ pub(super) fn options<T: Default + for<'a> Deserialize<'a>>(
     serde_json::from_str(&text).map_err(|error| bad(&error.to_string()))
 }
 
+pub(super) fn sampler(value: Option<JsSamplingOptions>) -> JsResult<Sampler> {
+    Ok(Sampler::new(options(value)?)?)
+}
+
 impl CreateOptions {
     /// The plan of this name, or in these bytes, at a context.
     pub(super) fn setup(
@@ -128,6 +137,7 @@ impl CreateOptions {
         EngineOptions {
             prefill_chunk: self.prefill_chunk,
             variant,
+            decode_kernels: self.fused.then_some(DecodeKernels::Fused),
             ..EngineOptions::default()
         }
     }

@@ -16,6 +16,11 @@ export interface NativeOptions {
    * has, on the model itself, and the answer is kept beside the weights.
    */
   kernels?: string;
+  /**
+   * The kernels of GPUs on a software adapter too, where others are quicker.
+   * @internal for tests
+   */
+  fused?: boolean;
 }
 
 /** How the next token is chosen, on the device; temperature 0 is greedy. A seed's draws belong to places of the text. */

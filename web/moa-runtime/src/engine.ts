@@ -125,7 +125,7 @@ const SAMPLING: ReadonlySet<string> = new Set([
 ] satisfies (keyof Sampling)[]);
 
 /** Names of `NativeOptions`. */
-const NATIVE = ["prefillChunk", "defaultLimits", "powerPreference", "int8Kv", "kernels"] as const satisfies readonly (keyof NativeOptions)[];
+const NATIVE = ["prefillChunk", "defaultLimits", "powerPreference", "int8Kv", "kernels", "fused"] as const satisfies readonly (keyof NativeOptions)[];
 /** Names of `ForkOptions`. */
 const FORK = [
   "plan", "contextLength", "signal", "onRecovery", "turnSnapshotBytes", "prefillChunk", "int8Kv",
