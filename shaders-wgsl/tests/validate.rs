@@ -179,7 +179,9 @@ fn variants_are_valid_with_what_they_say_they_need() {
         for dialect in dialects(kernel, shape, Compiler::Naga) {
             let used = dialect.of(kernel, shape);
             let label = kernel.label_in(shape, dialect);
-            let source = kernel.source_in(shape, dialect);
+            // With its constants where it has some, as a program has it.
+            let params = plausible_params(kernel);
+            let source = kernel.source_with(shape, dialect, params.as_deref());
             let mut needed = CAPABILITIES;
             needed.set(Capabilities::SUBGROUP, used.subgroups);
             needed.set(Capabilities::SHADER_FLOAT16, used.products == Products::F16);
