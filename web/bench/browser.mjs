@@ -23,9 +23,41 @@ async function sayNoFallback(page) {
   });
 }
 
+/** Of the adapter's limits, those that decide which kernels an engine may choose and how it cuts its weights. */
+const LIMITS = [
+  "maxBufferSize",
+  "maxStorageBufferBindingSize",
+  "maxStorageBuffersPerShaderStage",
+  "maxComputeInvocationsPerWorkgroup",
+  "maxComputeWorkgroupSizeX",
+  "maxComputeWorkgroupStorageSize",
+  "maxComputeWorkgroupsPerDimension",
+];
+
+/** In the page: the adapter that engines get, who ask for the quickest. */
+async function adapterFacts(limits) {
+  const adapter = await navigator.gpu?.requestAdapter({ powerPreference: "high-performance" });
+  if (!adapter) return undefined;
+  const { info } = adapter;
+  const words = ["vendor", "architecture", "device", "description", "driver", "backend", "type", "isFallbackAdapter", "subgroupMinSize", "subgroupMaxSize"];
+  return {
+    // What a browser keeps to itself is an empty word.
+    ...Object.fromEntries(words.map((word) => [word, info[word]]).filter(([, value]) => value !== undefined && value !== "")),
+    features: [...adapter.features].sort(),
+    limits: Object.fromEntries(limits.map((name) => [name, adapter.limits[name]])),
+  };
+}
+
+/** Browser and adapter. Device and driver have names only with a flag that no engine is measured under: this browser is closed again. */
+export async function describeBrowser(url) {
+  const browser = await openBrowser(url, { flags: ["--enable-webgpu-developer-features"] });
+  await browser.close();
+  return { version: browser.version, adapter: browser.adapter };
+}
+
 /** Opens the page, waits until `ready` holds there, and resolves with the calls that the bench needs. */
-export async function openBrowser(url, { ready = () => globalThis.page, limit } = {}) {
-  const server = await chromium.launchServer({ executablePath: process.env.MOA_CHROMIUM, args: [...FLAGS, "--enable-unsafe-webgpu"], env: process.env });
+export async function openBrowser(url, { ready = () => globalThis.page, limit, flags = [] } = {}) {
+  const server = await chromium.launchServer({ executablePath: process.env.MOA_CHROMIUM, args: [...FLAGS, "--enable-unsafe-webgpu", ...flags], env: process.env });
   const browser = await chromium.connect(server.wsEndpoint());
   const page = await browser.newPage();
   if (process.env.MOA_SHIMMED_GPU) await sayNoFallback(page);
@@ -33,10 +65,7 @@ export async function openBrowser(url, { ready = () => globalThis.page, limit } 
   page.setDefaultTimeout(0);
   await page.goto(url);
   await page.waitForFunction(ready, undefined, limit);
-  const adapter = await page.evaluate(async () => {
-    const info = (await navigator.gpu?.requestAdapter())?.info;
-    return info ? { vendor: info.vendor, architecture: info.architecture, description: info.description } : undefined;
-  });
+  const adapter = await page.evaluate(adapterFacts, LIMITS);
   const pid = server.process().pid;
   let peak = {};
   let timer;

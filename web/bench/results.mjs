@@ -1,7 +1,10 @@
-// From samples to a table and to a page with the chart: milliseconds a token against depth. It judges nothing and hides no row.
+// From samples to a table and to a page with the charts. It judges nothing and hides no row.
 
 import { mkdirSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+
+import { COLORS, added, escape, linear, logarithmic } from "./charts.mjs";
+import { webllm } from "./published.mjs";
 
 /** Writes a file of results, whole or not at all. */
 export function write(folder, name, text) {
@@ -11,7 +14,7 @@ export function write(folder, name, text) {
   renameSync(`${path}.part`, path);
 }
 
-const median = (values) => {
+export const median = (values) => {
   const sorted = [...values].sort((a, b) => a - b);
   const middle = sorted.length >> 1;
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
@@ -19,7 +22,7 @@ const median = (values) => {
 const perToken = (samples) => samples.filter(({ tokens }) => tokens > 0).map(({ ms, tokens }) => ms / tokens);
 
 /** Median, least and most of tokens a second. */
-function rate(samples) {
+export function rate(samples) {
   const times = perToken(samples);
   if (times.length === 0) return "";
   const [middle, least, most] = [median(times), Math.max(...times), Math.min(...times)].map((ms) => Number((1000 / ms).toPrecision(3)).toLocaleString("en"));
@@ -27,7 +30,7 @@ function rate(samples) {
 }
 
 /** How many of the answer's first tokens are those of the first row. Equal weights may part at a near-tie. */
-function agreement(result, entry) {
+export function agreement(result, entry) {
   const ours = result.contenders[0].answer;
   if (!entry.answer || !ours) return "";
   const first = ours.findIndex((id, at) => id !== entry.answer[at]);
@@ -37,14 +40,14 @@ function agreement(result, entry) {
 function rows(result) {
   const { options } = result;
   const header = [
-    "engine", "weights", "load s", `pp${options.promptTokens} t/s`, ...options.depths.map((depth) => `tg${options.tokens} @ ${depth} t/s`),
+    "engine", "weights", "load s", ...options.prompts.map((length) => `pp${length} t/s`), ...options.depths.map((depth) => `tg${options.tokens} @ ${depth} t/s`),
     "renderer, GPU process MiB", "same first tokens", "",
   ];
   const lines = result.contenders.map((entry) => [
     entry.label,
     entry.weights,
     entry.loadMs === undefined ? "" : (entry.loadMs / 1000).toFixed(1),
-    rate(entry.prefill),
+    ...entry.prefill.map(({ samples }) => rate(samples)),
     ...entry.decode.map(({ samples }) => rate(samples)),
     ["renderer", "gpu-process"].map((type) => entry.memory?.peak?.[type]?.toFixed(0) ?? "-").join(", "),
     agreement(result, entry),
@@ -60,56 +63,14 @@ export function table(result) {
   return [line(header), line(header.map(() => "---")), ...lines.map(line)].join("\n");
 }
 
-const escape = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
-const COLORS = ["#0b6e4f", "#3aa17e", "#b3541e", "#d98f4e", "#4a5899", "#8a93c7", "#7a4069", "#b98aa9"];
+const htmlTable = (header, lines) => {
+  const cells = (tag, values) => values.map((value) => `<${tag}>${escape(value)}</${tag}>`).join("");
+  return `<div class="wide"><table><thead><tr>${cells("th", header)}</tr></thead><tbody>${lines.map((line) => `<tr>${cells("td", line)}</tr>`).join("")}</tbody></table></div>`;
+};
+const paragraph = (text) => `<p>${escape(text)}</p>`;
 
-/** Lines of milliseconds against depth, in a scale from `low` to `high`: `at` gives a value's part of it, `ticks` the values that are named. */
-function chart(series, depths, { at, ticks, label }) {
-  const [width, height, left, bottom, top, right] = [760, 360, 64, 44, 16, 210];
-  const deepest = Math.max(1, ...depths);
-  const x = (depth) => left + (depth / deepest) * (width - left - right);
-  const y = (ms) => top + (1 - at(ms)) * (height - top - bottom);
-  const parts = [];
-  for (const tick of ticks) {
-    parts.push(`<line class="grid" x1="${left}" x2="${width - right}" y1="${y(tick)}" y2="${y(tick)}"/>`);
-    parts.push(`<text x="${left - 8}" y="${y(tick) + 4}" text-anchor="end">${tick}</text>`);
-  }
-  for (const depth of depths) parts.push(`<text x="${x(depth)}" y="${height - bottom + 18}" text-anchor="middle">${depth}</text>`);
-  parts.push(`<text x="${(left + width - right) / 2}" y="${height - 6}" text-anchor="middle">tokens in the cache</text>`);
-  parts.push(`<text transform="translate(14 ${height / 2}) rotate(-90)" text-anchor="middle">ms per token</text>`);
-  // Labels at the right end keep apart from each other.
-  const ends = series.map(({ points }, index) => ({ index, y: y(points.at(-1)[1]) + 4 })).sort((a, b) => a.y - b.y);
-  for (let next = 1; next < ends.length; next++) ends[next].y = Math.max(ends[next].y, ends[next - 1].y + 15);
-  for (const { index, y: end } of ends) {
-    const { label: name, color, points } = series[index];
-    parts.push(`<polyline fill="none" stroke="${color}" stroke-width="2" points="${points.map(([depth, ms]) => `${x(depth)},${y(ms)}`).join(" ")}"/>`);
-    for (const [depth, , all] of points) for (const ms of all) parts.push(`<circle cx="${x(depth)}" cy="${y(ms)}" r="2.5" fill="${color}"/>`);
-    parts.push(`<text x="${x(points.at(-1)[0]) + 10}" y="${end}" fill="${color}">${escape(name)}</text>`);
-  }
-  return `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${label}">${parts.join("")}</svg>`;
-}
-
-/** Every engine's milliseconds a token. They differ by orders of magnitude: a logarithmic scale, from a power of ten to a power of ten. */
-function wholeTokens(series, depths) {
-  const times = series.flatMap(({ points }) => points.flatMap(([, , all]) => all));
-  const [low, high] = [Math.floor(Math.log10(Math.min(...times))), Math.ceil(Math.log10(Math.max(...times)))];
-  const ticks = Array.from({ length: high - low + 1 }, (_, step) => Number((10 ** (low + step)).toPrecision(1)));
-  return chart(series, depths, { at: (ms) => (Math.log10(ms) - low) / Math.max(high - low, 1), ticks, label: "Milliseconds per token against tokens in the cache" });
-}
-
-/** What a depth adds to our own engine's tokens: nothing but attention reads what lies in the cache. */
-function attentionAlone(series, depths) {
-  const added = series.map(({ points, ...rest }) => ({ ...rest, points: points.map(([depth, ms]) => [depth, ms - points[0][1], [ms - points[0][1]]]) }));
-  const most = Math.max(...added.flatMap(({ points }) => points.map(([, ms]) => ms)), 1e-3);
-  // 1, 2 or 5 times a power of ten.
-  const power = 10 ** Math.floor(Math.log10(most / 4));
-  const step = power * [1, 2, 5, 10].find((times) => times * power >= most / 4);
-  const high = step * Math.ceil(most / step);
-  const ticks = Array.from({ length: Math.round(high / step) + 1 }, (_, tick) => Number((tick * step).toPrecision(3)));
-  return chart(added, depths, { at: (ms) => Math.max(ms, 0) / high, ticks, label: "Milliseconds per token that tokens in the cache add" });
-}
-
-function charts(result) {
+/** The charts of the page's own clock. */
+function clockCharts(result) {
   const series = result.contenders
     .map((entry, at) => ({
       label: entry.label,
@@ -119,31 +80,72 @@ function charts(result) {
     .filter(({ points }) => points.length);
   if (series.length === 0) return "";
   const { depths } = result.options;
+  const whole = `<h2>A whole token</h2>${logarithmic(series, depths, "Milliseconds per token against tokens in the cache")}`;
   const ours = series.filter(({ label, points }) => label.startsWith("moa") && points.length === depths.length);
-  const second = ours.length && depths.length > 1 ? `<h2>What depth adds: attention alone</h2>${attentionAlone(ours, depths)}` : "";
-  return `<h2>A whole token</h2>${wholeTokens(series, depths)}${second}`;
+  if (ours.length === 0 || depths.length < 2) return whole;
+  return `${whole}<h2>What depth adds to a token</h2>
+${paragraph(`Medians of whole tokens, less those at a depth of ${depths[0]}. Mostly attention, but not attention alone: whatever else a deeper cache slows down is in it.`)}
+${linear(added(ours), depths, "Milliseconds per token that tokens in the cache add")}`;
+}
+
+/** Attention's kernels as the device's own timestamps have them. */
+function nativeChart(result) {
+  const entries = result.native ?? [];
+  const failed = entries.filter((entry) => entry.failed).map(({ plan, failed: why }) => paragraph(`Attention by itself was not timed for ${plan}: ${why}`));
+  const timed = entries.filter(({ depths }) => depths?.length);
+  if (timed.length === 0) return failed.join("");
+  const series = timed.map(({ plan, depths }, at) => ({ label: plan, color: COLORS[at % COLORS.length], points: depths.map(({ depth, ms }) => [depth, ms, [ms]]) }));
+  const depths = [...new Set(timed.flatMap((entry) => entry.depths.map(({ depth }) => depth)))].sort((a, b) => a - b);
+  const adapters = [...new Set(timed.map(({ adapter, context }) => `${adapter.name} (${adapter.backend}, ${adapter.driver}; kernels ${adapter.variant}; a context of ${context})`))];
+  return `<h2>Attention by itself, native</h2>
+${paragraph(`Our own engine on native wgpu, not in the browser: ${adapters.join("; ")}. The kernels that read keys and values and the one that joins their parts, summed over all layers, between timestamps of the device.`)}
+${linear(series, depths, "Milliseconds of attention per token against tokens in the cache, native wgpu")}${failed.join("")}`;
+}
+
+/** What is not among the rows, and why. */
+function missing(result) {
+  const { why, caveat, header, lines, source } = webllm();
+  const reasons = [...new Set((result.leftOut ?? []).map((each) => each.why))];
+  const left = reasons.map((reason) => paragraph(`${result.leftOut.filter((each) => each.why === reason).map(({ name }) => name).join(", ")}: ${reason}.`));
+  return `<h2>Not among the rows</h2>${left.join("")}
+${paragraph(`${why} ${caveat}`)}
+${htmlTable(header, lines)}
+<p>Source: <a href="${escape(source.url)}">${escape(source.title)}</a>, ${escape(source.version)}.</p>`;
+}
+
+/** The adapter's name and, where the browser keeps it to itself, what it does tell. */
+function adapterName({ adapter }) {
+  if (!adapter) return "no WebGPU adapter";
+  return [adapter.vendor, adapter.architecture, adapter.device, adapter.description].filter(Boolean).join(", ");
 }
 
 /** A page that needs nothing else. */
 export function page(result) {
   const { header, lines } = rows(result);
-  const cells = (tag, values) => values.map((value) => `<${tag}>${escape(value)}</${tag}>`).join("");
-  const adapter = result.adapter ? Object.values(result.adapter).filter(Boolean).join(", ") : "no WebGPU adapter";
+  const { cpus, options } = result;
+  const facts = [
+    `Chromium ${result.browser}`,
+    `adapter ${adapterName(result)}`,
+    ...(cpus ? [`${cpus.count} CPUs (${cpus.model})`] : []),
+    `context ${options.contextLength}`,
+    result.date.slice(0, 10),
+  ];
   return `<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Browser engines side by side</title>
 <style>
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
-body { max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+body { max-width: 76rem; margin: 2rem auto; padding: 0 1rem; } p { max-width: 60rem; }
 svg { max-width: 60rem; width: 100%; font-size: 12px; } svg text:not([fill]) { fill: currentColor; } .grid { stroke: currentColor; opacity: .15; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #8884; vertical-align: top; }
 .wide { overflow-x: auto; }
 </style>
 <h1>Browser engines side by side</h1>
-<p>${escape(`Chromium ${result.browser}, adapter ${adapter}, ${result.date.slice(0, 10)}. Medians of ${result.options.repetitions}, in brackets the slowest and the fastest.`)}</p>
-${charts(result)}
-<div class="wide"><table><thead><tr>${cells("th", header)}</tr></thead><tbody>${lines.map((line) => `<tr>${cells("td", line)}</tr>`).join("")}</tbody></table></div>
-<p>Each engine ran in a browser of its own, one after another, on prompts from the same book. Times are the page's clock from the call to the token's arrival.
-WebLLM is not among the rows: its compiled model libraries are in no package registry. A software adapter says nothing about a GPU.</p>
+${paragraph(`${facts.join(", ")}. Medians of ${options.repetitions}, in brackets the slowest and the fastest.`)}
+${htmlTable(header, lines)}
+${paragraph("Each engine ran in a browser of its own, one after another, on prompts from the same book. Times are the page's clock from the call to the token's arrival. A software adapter says nothing about a GPU.")}
+${clockCharts(result)}
+${nativeChart(result)}
+${missing(result)}
 </html>
 `;
 }

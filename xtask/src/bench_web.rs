@@ -1,5 +1,6 @@
 //! The browser bench: our engine and others' side by side in headless Chromium. What is measured is `web/bench`'s business.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -7,8 +8,11 @@ use xshell::cmd;
 
 use crate::setup::{self, Purpose};
 use crate::test::DEMO_BUNDLE;
-use crate::workspace::Workspace;
+use crate::workspace::{Profile, Workspace};
 use crate::{demo, graphics, wasm, web};
+
+/// What the software GPU gets done: a prompt of 4,096 tokens would take it minutes, for each engine and repetition.
+const SOFTWARE: &[&str] = &["--prompt", "512", "--depths", "0,2048"];
 
 /// Options of `cargo xtask bench-web`.
 #[derive(clap::Args)]
@@ -19,6 +23,9 @@ pub(crate) struct Options {
     /// A browser with a GPU of its own, instead of the software one
     #[arg(long, value_name = "FILE")]
     chromium: Option<PathBuf>,
+    /// Leave out attention's own time, which moa-run measures on native wgpu before the browser starts
+    #[arg(long)]
+    no_native: bool,
     /// Options of web/bench/run.mjs: `-- --help` lists them
     #[arg(last = true)]
     more: Vec<String>,
@@ -44,18 +51,39 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     } else {
         demo::run(workspace, &demo::Options::for_tests(DEMO_BUNDLE))?;
     }
+    let native = if options.no_native {
+        None
+    } else {
+        // Kernels are timed by the device: how the host is compiled is all the same.
+        let binaries = workspace.build_binaries(Profile::Dev, &["moa-run"])?;
+        Some(binaries.join("moa-run"))
+    };
     let gpu = graphics::ensure(workspace)?;
     let _env = match &options.chromium {
         Some(chromium) => vec![sh.push_env("MOA_CHROMIUM", chromium)],
         None => vec![
             sh.push_env("MOA_CHROMIUM", &gpu.chromium),
             sh.push_env("LVP_SO", &gpu.driver),
+            // The same driver for what runs outside of the browser.
+            sh.push_env("VK_ICD_FILENAMES", &gpu.icd),
         ],
     };
+    // What is given after these takes their place.
+    let mut settings = Vec::new();
+    if options.chromium.is_none() {
+        eprintln!(
+            "the software GPU: {} instead of the whole protocol, unless told otherwise",
+            SOFTWARE.join(" ")
+        );
+        settings.extend(SOFTWARE.iter().map(OsString::from));
+    }
+    if let Some(program) = native {
+        settings.extend(["--moa-run".into(), program.into_os_string()]);
+    }
     let (model, out, more) = (workspace.model(), &options.out, &options.more);
     cmd!(
         sh,
-        "node web/bench/run.mjs --bundle {DEMO_BUNDLE} --gguf {model} --out {out} {more...}"
+        "node web/bench/run.mjs --bundle {DEMO_BUNDLE} --gguf {model} --out {out} {settings...} {more...}"
     )
     .run()?;
     Ok(())

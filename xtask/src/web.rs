@@ -1,4 +1,4 @@
-//! The npm package and the pages: types, unit tests, bundling.
+//! The npm package, the pages and the bench: types, unit tests, bundling.
 //!
 //! Expects the wasm engine in place (see `wasm`) and the npm packages installed.
 
@@ -27,6 +27,8 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     )
     .run()?;
     cmd!(sh, "npm run --silent --workspace moa-runtime test").run()?;
+    // The bench's parts that need no browser, and none of the engines that only a bench installs.
+    cmd!(sh, "npm run --silent --prefix web/bench test").run()?;
     cmd!(sh, "npm run --silent --workspace moa-runtime docs").run()?;
     cmd!(sh, "npm run --silent --workspace moa-runtime check-package").run()?;
     Ok(())
