@@ -37,14 +37,15 @@ export function logarithmic(series, depths, label) {
   return chart(series, depths, { at: (ms) => (Math.log10(ms) - low) / Math.max(high - low, 1), ticks, label });
 }
 
-/** From 0, in steps of 1, 2 or 5 times a power of ten. */
+/** In steps of 1, 2 or 5 times a power of ten, from 0 or from what lies below it: noise may make a deeper cache the quicker one. */
 export function linear(series, depths, label) {
-  const most = Math.max(...series.flatMap(({ points }) => points.map(([, ms]) => ms)), 1e-3);
-  const power = 10 ** Math.floor(Math.log10(most / 4));
-  const step = power * [1, 2, 5, 10].find((times) => times * power >= most / 4);
-  const high = step * Math.ceil(most / step);
-  const ticks = Array.from({ length: Math.round(high / step) + 1 }, (_, tick) => Number((tick * step).toPrecision(3)));
-  return chart(series, depths, { at: (ms) => Math.max(ms, 0) / high, ticks, label });
+  const values = series.flatMap(({ points }) => points.map(([, ms]) => ms));
+  const [least, most] = [Math.min(...values, 0), Math.max(...values, 1e-3)];
+  const power = 10 ** Math.floor(Math.log10((most - least) / 4));
+  const step = power * [1, 2, 5, 10].find((times) => times * power >= (most - least) / 4);
+  const [low, high] = [Math.floor(least / step), Math.ceil(most / step)];
+  const ticks = Array.from({ length: high - low + 1 }, (_, tick) => Number(((low + tick) * step).toPrecision(3)));
+  return chart(series, depths, { at: (ms) => (ms / step - low) / (high - low), ticks, label });
 }
 
 /** What each depth adds to a token: the medians, less the one at the first depth. */

@@ -84,7 +84,7 @@ function clockCharts(result) {
   const ours = series.filter(({ label, points }) => label.startsWith("moa") && points.length === depths.length);
   if (ours.length === 0 || depths.length < 2) return whole;
   return `${whole}<h2>What depth adds to a token</h2>
-${paragraph(`Medians of whole tokens, less those at a depth of ${depths[0]}. Mostly attention, but not attention alone: whatever else a deeper cache slows down is in it.`)}
+${paragraph(`Medians of whole tokens, less those at a depth of ${depths[0]}. Mostly attention, but not attention alone: whatever else a deeper cache slows down is in it, and noise.`)}
 ${linear(added(ours), depths, "Milliseconds per token that tokens in the cache add")}`;
 }
 

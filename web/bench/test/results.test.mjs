@@ -97,6 +97,13 @@ test("charts stay within their frame and name their ticks", () => {
   assert.match(linear(series, [0, 512], "lin"), />0<.*>20<.*>40<.*>60</s);
 });
 
+test("a token that a deeper cache made quicker lies below nothing, within the frame", () => {
+  const svg = linear([{ label: "a", color: "#000", points: [[0, 0, [0]], [64, -5, [-5]], [128, 1, [1]]] }], [0, 64, 128], "lin");
+  assert.match(svg, />-6<.*>-4<.*>-2<.*>0<.*>2</s);
+  const heights = [...svg.matchAll(/cy="([^"]+)"/g)].map(([, at]) => Number(at));
+  assert.ok(heights[1] > heights[0] && heights[0] > heights[2] && Math.max(...heights) <= 360 - 44, heights.join());
+});
+
 test("attention is its kernels and those that join their parts, nothing else", () => {
   const { plan, depths } = attentionOf(NATIVE);
   assert.equal(plan, "dense");
