@@ -1,5 +1,6 @@
 //! The variants of the kernels, the engine whole: what needs features says what the base says, on whatever subgroups the
-//! device has (`LP_NATIVE_VECTOR_WIDTH` of 128, 256 and 512 gives lavapipe some of 4, 8 and 16); and how one is chosen.
+//! device has (`LP_NATIVE_VECTOR_WIDTH` of 128, 256 and 512 gives lavapipe some of 4, 8 and 16; `MOA_TEST_SUBGROUP` says
+//! which are expected); and how one is chosen.
 
 #![expect(clippy::print_stdout, reason = "measured errors, for docs/kernels.md")]
 #![expect(
@@ -99,6 +100,9 @@ fn extras(setup: &Setup) -> Extras {
         gpu.adapter().subgroup_max_size,
     );
     println!("{:?}, subgroups of {least} to {most}", gpu.extras());
+    if let Ok(wanted) = std::env::var("MOA_TEST_SUBGROUP") {
+        assert_eq!(least.to_string(), wanted, "subgroups of the size asked for");
+    }
     gpu.extras()
 }
 

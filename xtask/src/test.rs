@@ -168,13 +168,18 @@ fn clippy(workspace: &Workspace) -> Result<()> {
 fn rust_tests(workspace: &Workspace) -> Result<()> {
     let (sh, cargo) = (&workspace.shell, &workspace.cargo);
     cmd!(sh, "{cargo} test --workspace --locked").run()?;
-    // The software GPU's subgroups are as wide as its vectors: of four threads, where they were of eight or more.
-    let _env = sh.push_env("LP_NATIVE_VECTOR_WIDTH", "128");
-    cmd!(
-        sh,
-        "{cargo} test --locked --package moa-tests --test variants_wgsl"
-    )
-    .run()?;
+    // The software GPU's subgroups are as wide as its vectors: of 4 and of 16 threads, where they were of 8 mostly.
+    for (width, threads) in [("128", "4"), ("512", "16")] {
+        let _env = [
+            sh.push_env("LP_NATIVE_VECTOR_WIDTH", width),
+            sh.push_env("MOA_TEST_SUBGROUP", threads),
+        ];
+        cmd!(
+            sh,
+            "{cargo} test --locked --package moa-tests --test variants_wgsl"
+        )
+        .run()?;
+    }
     Ok(())
 }
 
