@@ -341,29 +341,47 @@ impl Engine {
     fn submit_chunk(&self, len: u32, with_logits: bool) -> u64 {
         let end = self.len + len;
         let shape = self.setup.heads();
+        let layers = self
+            .program
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(index, layer)| {
+                let keys = self.setup.visible_keys(index, end)
+                    * u64::from(shape.gqa_group() * shape.head_dim * 2);
+                (&layer.prefill, u64::from(len) * (layer.weights + keys))
+            });
+        let config = self.setup.config();
+        let head = u64::from(config.vocab_size) * u64::from(config.hidden_dim);
+        let logits = with_logits.then_some((&self.program.logits, head));
+        let most = self.portion.work();
         let mut portion: Vec<&Step> = self.program.embedding.iter().collect();
         let (mut work, mut all) = (0, 0);
-        for (index, layer) in self.program.layers.iter().enumerate() {
-            let keys = self.setup.visible_keys(index, end)
-                * u64::from(shape.gqa_group() * shape.head_dim * 2);
-            let layer_work = u64::from(len) * (layer.weights + keys);
-            if work > 0 && work + layer_work > self.portion.work() {
+        for (steps, more) in layers.chain(logits) {
+            if work + more > most {
                 self.submit_steps(&portion, len);
                 portion.clear();
                 work = 0;
             }
-            work += layer_work;
-            all += layer_work;
-            portion.extend(&layer.prefill);
-        }
-        if with_logits {
-            portion.extend(&self.program.logits);
+            if more > most {
+                // A layer that is too much by itself goes dispatch by dispatch.
+                for step in steps {
+                    self.submit_steps(&[step], len);
+                }
+            } else {
+                portion.extend(steps);
+                work += more;
+            }
+            all += more;
         }
         self.submit_steps(&portion, len);
         all
     }
 
     fn submit_steps(&self, steps: &[&Step], len: u32) {
+        if steps.is_empty() {
+            return;
+        }
         let mut encoder = self.encoder();
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());

@@ -1,10 +1,10 @@
 //! How much of a prefill goes into one submit: what the device takes a tenth of a second for, as earlier chunks have
 //! shown, so that a page stays responsive and no watchdog is woken. What is computed does not depend on it.
 
-/// Seconds of work in a submit that are aimed at; one layer is the least, whatever it takes.
+/// Seconds of work in a submit that are aimed at; one dispatch is the least, whatever it takes.
 const SECS: f64 = 0.1;
-/// Multiplications in a submit before anything is known: 0.1 s at 20 GMAC/s.
-const FIRST: u64 = 2 << 30;
+/// Multiplications in a submit before anything is known: 0.1 s at 5 GMAC/s, which two cores of a CPU do.
+const FIRST: u64 = 1 << 29;
 /// Less than this in all says more about the way to the device than about the device.
 const LEAST_MEASURED: u64 = 1 << 28;
 
@@ -77,7 +77,7 @@ mod tests {
         portion.took(4_000_000_000, 8.0 * 3600.0);
         assert!(
             portion.work() < LEAST_MEASURED,
-            "single layers: {}",
+            "single dispatches: {}",
             portion.work()
         );
         portion.took(4_000_000_000, 0.2);

@@ -251,7 +251,8 @@ test("an abort in the prefill and in the decoding is quick, and nothing is lost"
     return { latency, after, again: await tokens(engine, ids, 24), expected, took: performance.now() - start };
   }, ids);
   console.log("abort latency, ms:", JSON.stringify(result.latency));
-  for (const ms of Object.values(result.latency)) assert.equal(typeof ms, "number", String(ms));
+  // The rest of the text would have taken longer.
+  for (const ms of Object.values(result.latency)) assert.ok(ms < 500, String(ms));
   assert.deepEqual(result.after, result.expected);
   assert.deepEqual(result.again, result.expected);
   assert.equal(server.requests.length, asked, "nothing is fetched after loading");
