@@ -20,7 +20,7 @@ pub struct GpuOptions {
     pub extras: Extras,
     /// Prefer the adapter that draws less power.
     pub low_power: bool,
-    /// Ask for timestamps, to time single kernels: nothing that ships does.
+    /// Ask for timestamps, to time single kernels, as `moa-run bench --kernels` does: nothing in a page.
     pub timestamps: bool,
 }
 

@@ -18,7 +18,7 @@ const TIMED_TOKENS: u32 = 16;
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KernelTime {
-    /// Stem and variant; the stem alone in a browser.
+    /// Stem and variant.
     pub kernel: String,
     /// Dispatches in a token.
     pub dispatches: u32,

@@ -1,6 +1,6 @@
 /**
  * Generation on token ids over one engine: which part of a prompt is new, prefill chunk by chunk, decode in batches whose
- * size follows the device's speed, one of them always on its way, stop at a stop id, abort between steps. Tokens are
+ * size follows the device's speed, one or two of them always on their way, stop at a stop id, abort between steps. Tokens are
  * chosen on the device. It knows no text and no messages.
  *
  * The rings forget, so an earlier state is not always a prefix away. At the end of every prompt the rings are copied
