@@ -1,6 +1,6 @@
 // What others have published of engines that cannot be among the rows. Nothing here was measured by this bench.
 
-/** Decoded tokens a second, as the WebLLM paper has them. */
+/** Decoded tokens a second, as the WebLLM paper has them: from two texts that quote its table and agree. */
 const WEBLLM = {
   title: "WebLLM: A High-Performance In-Browser LLM Inference Engine",
   url: "https://arxiv.org/abs/2412.15803",
