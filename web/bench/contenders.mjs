@@ -13,7 +13,7 @@ export const CONTENDERS = [
     name: "moa",
     rows: ({ plans }, { contextLength, kernels }) =>
       plans.map((plan) => ({
-        label: plan === "dense" ? "moa, dense" : `moa, plan ${plan}`,
+        label: plan === "dense" ? "moa, dense" : plan.replace(/^(uniform:)?/, (all) => (all ? "moa, one window in the bytes of " : "moa, plan ")),
         weights: "q4 and q8, lossless from the GGUF",
         script: "moa",
         load: { manifest: "/bundle/manifest.json", plan, contextLength, kernels },

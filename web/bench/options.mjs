@@ -32,7 +32,8 @@ export const USAGE = `usage: run.mjs --bundle DIR --out DIR [--gguf FILE] [--onn
   --depths 0,4096,max     tokens in the cache before decoding is timed; max is the last depth at which all fits
   --tokens 128            tokens decoded, greedily
   --repetitions 5         of everything; the median and the spread are reported
-  --plan NAME             moa's, beside its dense one; the bundle's default plan without; may be given several times
+  --plan NAME             moa's, beside its dense one; the bundle's default plan without; may be given several times.
+                          uniform:NAME is one window for all heads in the bytes of that plan
   --gguf FILE             the same weights for wllama
   --onnx DIR              the same weights for transformers.js: export_onnx.py makes the folder
   --threads 2             of the CPU backends

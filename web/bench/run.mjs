@@ -64,7 +64,8 @@ function save() {
 }
 
 if (paths.moaRun && chosen.some(({ script }) => script === "moa")) {
-  for (const plan of plans) {
+  // The native program makes no plans.
+  for (const plan of plans.filter((name) => !name.startsWith("uniform:"))) {
     console.error(`attention's kernels on native wgpu, ${plan} ...`);
     const timed = await timeNative(paths.moaRun, paths.bundle, plan, options);
     result.native.push(timed);

@@ -10,7 +10,8 @@ import { element, make, onStop } from "../parts/elements.js";
 import { watchRequests } from "../parts/keep.js";
 import { asked, failed, fork, loaded, open, prepare } from "../parts/model.js";
 import { count, gib, percent } from "../parts/numbers.js";
-import { offerContexts, offerPlans, uniformLike } from "../parts/plans.js";
+import { offerContexts, offerPlans } from "../parts/plans.js";
+import { uniformLike } from "../parts/uniform.js";
 import { Column } from "./column.js";
 import { type Hidden, hide } from "./hide.js";
 

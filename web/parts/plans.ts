@@ -1,6 +1,6 @@
-/** Plans in a page's hands: the lists of plans and contexts to choose from, and plans that a page makes itself. */
+/** Plans in a page's hands: the lists of plans and contexts to choose from. */
 
-import type { PlanInfo, ProbedModel } from "moa-runtime";
+import type { ProbedModel } from "moa-runtime";
 
 import { element } from "./elements.js";
 import { choose } from "./model.js";
@@ -29,19 +29,4 @@ export function offerContexts(contexts: readonly number[], chosen: number): void
   select.replaceChildren(...offered.map((tokens) => new Option(`${count(tokens)} tokens`, String(tokens), false, tokens === chosen)));
   select.addEventListener("change", () => choose({ context: select.value }));
   element("context-choice").hidden = offered.length < 2;
-}
-
-/** Places for keys, slack included, of a head that sees `span` tokens of `context`. */
-export function slots(span: number, slack: number, context: number): number {
-  return Math.min(span + slack, context);
-}
-
-/** A plan that gives every head the same sink and window, and takes exactly as many slots of memory as `plan` does. */
-export function uniformLike({ sink, spans, slack }: PlanInfo, context: number): object {
-  const heads = spans.flat();
-  const total = heads.reduce((sum, span) => sum + slots(span, slack, context), 0);
-  const least = Math.floor(total / heads.length);
-  let over = total - least * heads.length;
-  const rules = spans.map((layer) => layer.map(() => ({ span: Math.max(sink + 1, least - slack) + (over-- > 0 ? 1 : 0) })));
-  return { version: 1, name: "uniform", sink, block: 1, rules };
 }

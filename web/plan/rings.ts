@@ -2,7 +2,7 @@
 
 import type { Engine } from "moa-runtime";
 
-import { slots } from "../parts/plans.js";
+import { slots } from "../parts/uniform.js";
 import type { Head } from "../parts/span-map.js";
 
 /** The rings of one engine. */

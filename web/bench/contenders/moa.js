@@ -1,9 +1,16 @@
-// moa-runtime, under a plan of the bundle or dense.
+// moa-runtime, under a plan of the bundle or dense, or under one window for all heads in a plan's bytes ("uniform:" and its name).
 
 import { createEngine } from "moa-runtime";
 
 export async function load({ manifest, plan, contextLength, worker, kernels }) {
-  const engine = await createEngine({ model: manifest, plan, contextLength, worker, kernels, cache: "none", turnSnapshotBytes: 0 });
+  const [, like] = /^uniform:(.+)$/.exec(plan) ?? [];
+  let engine = await createEngine({ model: manifest, plan: like ?? plan, contextLength, worker, kernels, cache: "none", turnSnapshotBytes: 0 });
+  if (like !== undefined) {
+    const { uniformLike } = await import("../../parts/uniform.ts");
+    const uniform = await engine.fork({ plan: uniformLike(engine.plan(), contextLength), turnSnapshotBytes: 0 });
+    await engine.unload();
+    engine = uniform;
+  }
   return {
     // Predicted by the plan, and allocated on the device.
     describe: () => ({ device: engine.adapter.name, software: engine.adapter.software, kernels: engine.adapter.kernels, kvPredicted: engine.memory().kv.cache, kvAllocated: engine.memory().gpu.kvCache, gpuBytes: engine.memory().gpu.total }),
