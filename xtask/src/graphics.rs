@@ -209,7 +209,8 @@ fn copy_chromium(workspace: &Workspace) -> Result<()> {
             "gcc -O2 -Wall -Wextra -shared -fPIC -fvisibility=hidden -o {shim} {source} -ldl"
         )
         .run()?;
-        write_icd(&icd, &shim)?;
+        // Beside it, wherever the folder is looked at from.
+        write_icd(&icd, Path::new("./libvk_swiftshader.so"))?;
     }
     Ok(())
 }
