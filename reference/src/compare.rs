@@ -64,6 +64,18 @@ pub struct Comparison {
     pub first_mismatch: Option<Mismatch>,
 }
 
+/// How far `actual` is from `expected`, of the same length, as a part of its norm.
+pub fn part_of_norm<A, E>(actual: &[A], expected: &[E]) -> f64
+where
+    A: Copy + Into<f64>,
+    E: Copy + Into<f64>,
+{
+    let pairs = actual.iter().zip(expected);
+    let error: f64 = pairs.map(|(&a, &e)| (a.into() - e.into()).powi(2)).sum();
+    let norm: f64 = expected.iter().map(|&e| e.into().powi(2)).sum();
+    (error / norm).sqrt()
+}
+
 /// Compares a kernel's output with its twin's.
 pub fn compare<A, E>(actual: &[A], expected: &[E], tolerance: Tolerance) -> Comparison
 where

@@ -40,8 +40,6 @@ pub(crate) struct Program {
     /// The choice of the next token, greedily and otherwise.
     pub(crate) argmax: [Step; 2],
     pub(crate) sample: Step,
-    /// Bytes of the constants that are not in a source.
-    pub(crate) constant_bytes: u64,
 }
 
 /// Whether decode runs the kernels that do several things at once, or the same operations one by one: what the fused
@@ -64,7 +62,6 @@ impl Program {
         buffers: &Buffers,
         kernels: DecodeKernels,
     ) -> Result<Self> {
-        let before = allocator.total();
         let mut builder = Builder {
             pipelines,
             allocator,
@@ -98,7 +95,6 @@ impl Program {
             decode_logits,
             argmax,
             sample,
-            constant_bytes: builder.allocator.total() - before,
         })
     }
 

@@ -91,8 +91,7 @@ impl Engine {
         self.landed()?;
         check_variant(&self.gpu, variant)?;
         if variant != self.variant {
-            let mut program = self.program_of(variant).await?;
-            self.exchange_programs(&mut program);
+            self.program = self.program_of(variant).await?;
             self.variant = variant;
         }
         self.gpu.check()
@@ -101,6 +100,7 @@ impl Engine {
     /// The dispatches of another variant.
     async fn program_of(&mut self, variant: Variant) -> Result<Program> {
         let scopes = open_scopes(&self.gpu);
+        // As many bytes of constants as before, which go with the old dispatches.
         let mut allocator = Allocator::new(&self.gpu);
         let program = Program::new(
             &mut pipelines(&self.gpu, &self.setup, variant, &mut self.made),
@@ -215,15 +215,7 @@ impl Engine {
     /// Runs as another variant whose dispatches are made, until the same is exchanged again.
     fn exchange(&mut self, other: &mut Tried) {
         swap(&mut self.variant, &mut other.variant);
-        self.exchange_programs(&mut other.program);
-    }
-
-    /// In the ledger are the constants of the one in use; those that wait in a trial have some hundred bytes each.
-    fn exchange_programs(&mut self, other: &mut Program) {
-        if let Some(tables) = self.ledger.get_mut("tables") {
-            *tables = *tables + other.constant_bytes - self.program.constant_bytes;
-        }
-        swap(&mut self.program, other);
+        swap(&mut self.program, &mut other.program);
     }
 
     fn trial_prompt(&self) -> Vec<u32> {

@@ -140,17 +140,26 @@ fn caches_of_bytes_take_fewer_bytes_and_one_more_dispatch() {
             engine.choose(id).unwrap();
             all.extend(block_on(engine.logits()).unwrap());
         }
-        (report, engine.dispatches_per_token(), all)
+        // Taken back and put in again: what is in the cache before stays what it was.
+        engine.rewind(20).unwrap();
+        prefill(&mut engine, &text[4..]);
+        let again = block_on(engine.logits()).unwrap();
+        let last = &all[all.len() - again.len()..];
+        let error = compare(&again, last, INT8).assert("the same text again");
+        println!("{format:?}, {kernels:?}, the same text again: {error:.2e}");
+        let tokens = block_on(engine.decode(8)).unwrap();
+        (report, engine.dispatches_per_token(), tokens, all)
     };
-    let (sixteen, _, exact) = run(KvFormat::Sixteen, DecodeKernels::Fused);
-    let (int8, dispatches, fused) = run(KvFormat::Int8, DecodeKernels::Fused);
+    let (sixteen, _, _, exact) = run(KvFormat::Sixteen, DecodeKernels::Fused);
+    let (int8, dispatches, fused_ids, fused) = run(KvFormat::Int8, DecodeKernels::Fused);
     assert_eq!(dispatches, 3 * 7 + 4);
     // A head has 32 channels: 36 bytes a row instead of 64.
     let head_dim = u64::from(setup(KvFormat::Int8).heads().head_dim);
     assert_eq!(int8.cache * 2 * head_dim, sixteen.cache * (head_dim + 4));
     assert_eq!((int8.scratch, int8.dense), (sixteen.scratch, sixteen.dense));
-    let (_, dispatches, separate) = run(KvFormat::Int8, DecodeKernels::Separate);
+    let (_, dispatches, separate_ids, separate) = run(KvFormat::Int8, DecodeKernels::Separate);
     assert_eq!(dispatches, 3 * 14 + 5);
+    assert_eq!(fused_ids, separate_ids);
     // A row that lies at a tie is rounded either way.
     let error = compare(&fused, &separate, INT8).assert("fused against separate, int8");
     println!("fused against separate, int8: {error:.2e}");

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use moa_format::{BlockType, DType, ImportOptions, PackedPiece, Plan, TensorSpec, pack, repack};
 use moa_mask::{KvFormat, MaskGrid};
 use moa_model::{Checkpoint, SourceType};
-use moa_reference::compare::{Tolerance, compare};
+use moa_reference::compare::{Tolerance, compare, part_of_norm};
 use moa_runtime_web::{
     DecodeKernels, Engine, EngineOptions, Extras, GpuOptions, Products, Setup, Variant,
 };
@@ -319,11 +319,7 @@ fn smollm2_chooses_the_oracles_tokens_in_every_variant() {
         let engine = &mut engines[format];
         block_on(engine.set_variant(variant)).unwrap();
         let actual = logits(engine);
-        let square = |value: f32| f64::from(value).powi(2);
-        let pairs = actual.iter().zip(&expected);
-        let error: f64 = pairs.map(|(a, e)| square(a - e)).sum();
-        let norm: f64 = expected.iter().copied().map(square).sum();
-        let part = (error / norm).sqrt();
+        let part = part_of_norm(&actual, &expected);
         let kv_format = engine.setup().kv_format();
         println!("{name}, {kv_format:?}: {part:.2e} of the norm");
         assert!(part < most, "{name}, {kv_format:?}: {part} of the norm");

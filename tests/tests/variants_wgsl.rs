@@ -10,7 +10,7 @@
 
 use moa_format::{DType, TensorRole};
 use moa_mask::KvFormat;
-use moa_reference::compare::{Tolerance, compare};
+use moa_reference::compare::{Tolerance, compare, part_of_norm};
 use moa_runtime_web::{
     DecodeKernels, Engine, EngineOptions, Extras, Gpu, GpuOptions, Products, Setup, Variant,
 };
@@ -125,20 +125,12 @@ fn run(engine: &mut Engine, prompt: &[u32], after: &[u32]) -> Vec<Vec<f32>> {
     list
 }
 
-/// How far `actual` is from `expected`, as a part of its norm.
-fn difference(actual: &[f32], expected: &[f64]) -> f64 {
-    let square = |value: f64| value * value;
-    let pairs = actual.iter().zip(expected);
-    let error: f64 = pairs.map(|(&a, &e)| square(f64::from(a) - e)).sum();
-    (error / expected.iter().copied().map(square).sum::<f64>()).sqrt()
-}
-
 fn check(name: &str, actual: &[Vec<f32>], expected: &[Vec<f32>], tolerance: Option<Tolerance>) {
     // After the prompt, and after tokens that were decoded: largest error, largest part of the norm.
     let mut largest = [(0.0f64, 0.0f64); 2];
     for (index, (actual, expected)) in actual.iter().zip(expected).enumerate() {
         let wide: Vec<f64> = expected.iter().copied().map(f64::from).collect();
-        let part = difference(actual, &wide);
+        let part = part_of_norm(actual, &wide);
         let error = if let Some(tolerance) = tolerance {
             compare(actual, &wide, tolerance).assert(name)
         } else {
@@ -179,6 +171,8 @@ fn variants_say_what_the_base_says() {
             let actual = run(&mut engine, &prompt, &after);
             let name = format!("{}, {variant}", dtype.name());
             check(&name, &actual, &expected, tolerance(variant));
+            // So that the ledger holds for whichever is in use.
+            assert_eq!(engine.ledger(), base.ledger(), "{name}: not a byte more");
             assert_eq!(
                 actual == expected,
                 variant == Variant::BASE,
@@ -201,7 +195,7 @@ fn variants_say_what_the_base_says() {
         let other = run(&mut base, &changed, &[]);
         let wide: Vec<f64> = other[0].iter().copied().map(f64::from).collect();
         assert!(!compare(&expected[0], &wide, F16).passed());
-        assert!(difference(&expected[0], &wide) > 2.0 * BYTES);
+        assert!(part_of_norm(&expected[0], &wide) > 2.0 * BYTES);
     }
 }
 
