@@ -3,6 +3,8 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 
+import { uniformOf } from "./options.mjs";
+
 const NEEDS = {
   gguf: "--gguf was not given, the file that the bundle was compiled from",
   onnx: "no export of the same weights was given as --onnx; web/bench/export_onnx.py makes it from the GGUF file by packages from PyPI that its header names",
@@ -12,12 +14,17 @@ export const CONTENDERS = [
   {
     name: "moa",
     rows: ({ plans }, { contextLength, kernels }) =>
-      plans.map((plan) => ({
-        label: plan === "dense" ? "moa, dense" : plan.replace(/^(uniform:)?/, (all) => (all ? "moa, one window in the bytes of " : "moa, plan ")),
-        weights: "q4 and q8, lossless from the GGUF",
-        script: "moa",
-        load: { manifest: "/bundle/manifest.json", plan, contextLength, kernels },
-      })),
+      plans.map((name) => {
+        const like = uniformOf(name);
+        const plan = like ?? name;
+        const kind = like ? "one window in the bytes of " : "plan ";
+        return {
+          label: plan === "dense" ? "moa, dense" : `moa, ${kind}${plan}`,
+          weights: "q4 and q8, lossless from the GGUF",
+          script: "moa",
+          load: { manifest: "/bundle/manifest.json", plan, uniform: like !== undefined, contextLength, kernels },
+        };
+      }),
   },
   {
     name: "wllama-webgpu",

@@ -90,6 +90,9 @@ export function fit(options, model) {
   return { ...options, prompts, depths, contextLength: Math.min(Math.ceil(needed / 64) * 64, model.max_context) };
 }
 
+/** The plan whose bytes one window for all heads shall have, where that is what a plan's name says. */
+export const uniformOf = (plan) => /^uniform:(.+)$/.exec(plan)?.[1];
+
 /** moa's plans of a run: those that were asked for, or the bundle's own choice; the dense one is always there. */
 export function plansOf(asked, manifest) {
   const plans = asked.length ? asked : [manifest.default_plan ?? "dense"];

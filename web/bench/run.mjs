@@ -14,7 +14,7 @@ import { bundleContenders, startServer } from "./server.mjs";
 import { describeBrowser, openBrowser } from "./browser.mjs";
 import { CONTENDERS, choose } from "./contenders.mjs";
 import { readNative, timeNative } from "./native.mjs";
-import { SPARE, USAGE, fit, parse, plansOf } from "./options.mjs";
+import { SPARE, USAGE, fit, parse, plansOf, uniformOf } from "./options.mjs";
 import { reader } from "./prompts.mjs";
 import { page as resultPage, table, write } from "./results.mjs";
 
@@ -65,7 +65,7 @@ function save() {
 
 if (paths.moaRun && chosen.some(({ script }) => script === "moa")) {
   // The native program makes no plans.
-  for (const plan of plans.filter((name) => !name.startsWith("uniform:"))) {
+  for (const plan of plans.filter((name) => !uniformOf(name))) {
     console.error(`attention's kernels on native wgpu, ${plan} ...`);
     const timed = await timeNative(paths.moaRun, paths.bundle, plan, options);
     result.native.push(timed);

@@ -1,15 +1,14 @@
-// moa-runtime, under a plan of the bundle or dense, or under one window for all heads in a plan's bytes ("uniform:" and its name).
+// moa-runtime, under a plan of the bundle or dense, or under one window for all heads in a plan's bytes (`uniform`).
 
 import { createEngine } from "moa-runtime";
 
-export async function load({ manifest, plan, contextLength, worker, kernels }) {
-  const [, like] = /^uniform:(.+)$/.exec(plan) ?? [];
-  let engine = await createEngine({ model: manifest, plan: like ?? plan, contextLength, worker, kernels, cache: "none", turnSnapshotBytes: 0 });
-  if (like !== undefined) {
+export async function load({ manifest, plan, uniform = false, contextLength, worker, kernels }) {
+  let engine = await createEngine({ model: manifest, plan, contextLength, worker, kernels, cache: "none", turnSnapshotBytes: 0 });
+  if (uniform) {
     const { uniformLike } = await import("../../parts/uniform.ts");
-    const uniform = await engine.fork({ plan: uniformLike(engine.plan(), contextLength), turnSnapshotBytes: 0 });
+    const fork = await engine.fork({ plan: uniformLike(engine.plan(), contextLength), turnSnapshotBytes: 0 });
     await engine.unload();
-    engine = uniform;
+    engine = fork;
   }
   return {
     // Predicted by the plan, and allocated on the device.

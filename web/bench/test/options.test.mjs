@@ -54,10 +54,11 @@ test("who lacks something is left out with the reason, and never in silence", ()
   const options = { contextLength: 1024, threads: 2, kernels: "auto" };
   const { rows, leftOut } = choose(undefined, { plans: ["dense", "moa-50"] }, options);
   assert.deepEqual(rows.map(({ label }) => label), ["moa, dense", "moa, plan moa-50"]);
+  assert.deepEqual(rows.map(({ load }) => [load.plan, load.uniform]), [["dense", false], ["moa-50", false]]);
   assert.deepEqual(leftOut.map(({ name }) => name), CONTENDERS.map(({ name }) => name).filter((name) => name !== "moa"));
   assert.match(leftOut.find(({ name }) => name === "transformers-webgpu").why, /--onnx.*export_onnx\.py/);
   const uniform = choose(["moa"], { plans: ["uniform:moa-50"] }, options).rows;
-  assert.deepEqual(uniform.map(({ label, load }) => [label, load.plan]), [["moa, one window in the bytes of moa-50", "uniform:moa-50"]]);
+  assert.deepEqual(uniform.map(({ label, load }) => [label, load.plan, load.uniform]), [["moa, one window in the bytes of moa-50", "moa-50", true]]);
   const some = choose(["moa", "wllama-cpu"], { plans: ["dense"], gguf: "model.gguf" }, options);
   assert.deepEqual([some.rows.length, some.leftOut], [2, []]);
   assert.throws(() => choose(["webllm"], { plans: ["dense"] }, options), /no contender is called/);
