@@ -17,12 +17,12 @@ export function required(name) {
   return value;
 }
 
-/** Starts a browser; without WebGPU, or on SwiftShader, if asked. */
-export function launch({ webgpu = true, swiftshader = false } = {}) {
+/** Starts a browser; without WebGPU, on SwiftShader, or with more flags, if asked. */
+export function launch({ webgpu = true, swiftshader = false, flags = [] } = {}) {
   required("LVP_SO");
   return chromium.launch({
     executablePath: required(swiftshader ? "MOA_CHROMIUM_PLAIN" : "MOA_CHROMIUM"),
-    args: [...FLAGS, webgpu ? "--enable-unsafe-webgpu" : "--disable-features=WebGPU"],
+    args: [...FLAGS, webgpu ? "--enable-unsafe-webgpu" : "--disable-features=WebGPU", ...flags],
     env: process.env,
   });
 }

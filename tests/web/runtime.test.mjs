@@ -94,6 +94,28 @@ test("what is kept is not fetched again, is listed, repaired, and deleted", { ti
   assert.equal(weights.length, 1, "only the damaged chunk was fetched again");
 });
 
+test("a load ends however often the browser clears up in the middle of it", { timeout: 60_000 }, async (t) => {
+  const clearing = await launch({ flags: ["--js-flags=--expose-gc"] });
+  // A load that never ends fails the test and would hold it.
+  t.after(() => clearing.close());
+  const page = await openHarness(clearing, server);
+  const reports = await page.evaluate(async (model) => {
+    const reports = [];
+    const timer = setInterval(gc, 1);
+    // From the network, then from this device's storage, which gives many streams in a short time.
+    for (let load = 0; load < 6; load++) {
+      const engine = await moa.createEngine({ model, contextLength: 512, worker: false });
+      reports.push(engine.loadReport);
+      await engine.unload();
+    }
+    clearInterval(timer);
+    return reports;
+  }, `${server.url}/manifest.json`);
+  const bytes = server.manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0);
+  assert.deepEqual(reports.map(({ fetchedBytes, cachedBytes }) => [fetchedBytes, cachedBytes]), [[bytes, 0], ...Array.from({ length: 5 }, () => [0, bytes])]);
+  assert.ok(reports.every(({ retries, repairedChunks }) => retries === 0 && repairedChunks === 0));
+});
+
 test("twenty faults of a real network: each load ends right, or with the error that names it", { timeout: 90_000 }, async () => {
   const half = (bytes) => bytes.subarray(0, bytes.length >> 1);
   const whole = (bytes) => ({ "content-type": "application/octet-stream", "content-length": bytes.length });

@@ -319,6 +319,11 @@ class Transfer {
  * buffer for every piece would be let go only when the browser next clears up, and whole models would pile up till then.
  */
 class PieceReader {
+  /**
+   * Those that wait for a piece: Chromium's garbage collection takes a "byob" reader that only its own promise refers to, and
+   * that promise then never resolves.
+   */
+  static readonly #waiting = new Set<PieceReader>();
   readonly #plain: ReadableStreamDefaultReader<Uint8Array> | undefined;
   readonly #byob: ReadableStreamBYOBReader | undefined;
   #memory = new ArrayBuffer(PIECE_BYTES);
@@ -334,9 +339,14 @@ class PieceReader {
   /** The next piece; nothing at the end. */
   async read(): Promise<Uint8Array | undefined> {
     if (this.#plain) return (await this.#plain.read()).value;
-    const { done, value } = await (this.#byob as ReadableStreamBYOBReader).read(new Uint8Array(this.#memory));
-    if (value) this.#memory = value.buffer as ArrayBuffer;
-    return done ? undefined : value;
+    PieceReader.#waiting.add(this);
+    try {
+      const { done, value } = await (this.#byob as ReadableStreamBYOBReader).read(new Uint8Array(this.#memory));
+      if (value) this.#memory = value.buffer as ArrayBuffer;
+      return done ? undefined : value;
+    } finally {
+      PieceReader.#waiting.delete(this);
+    }
   }
 
   cancel(): void {
