@@ -320,8 +320,8 @@ class Transfer {
  */
 class PieceReader {
   /**
-   * Those that wait for a piece: Chromium's garbage collection takes a "byob" reader that only its own promise refers to, and
-   * that promise then never resolves.
+   * Those that wait for a piece. Chromium's garbage collection takes a "byob" reader to which nothing but the promise of its
+   * piece refers, and that promise then never resolves.
    */
   static readonly #waiting = new Set<PieceReader>();
   readonly #plain: ReadableStreamDefaultReader<Uint8Array> | undefined;
@@ -337,20 +337,20 @@ class PieceReader {
   }
 
   /** The next piece; nothing at the end. */
-  async read(): Promise<Uint8Array | undefined> {
-    if (this.#plain) return (await this.#plain.read()).value;
+  read(): Promise<Uint8Array | undefined> {
     PieceReader.#waiting.add(this);
-    try {
-      const { done, value } = await (this.#byob as ReadableStreamBYOBReader).read(new Uint8Array(this.#memory));
-      if (value) this.#memory = value.buffer as ArrayBuffer;
-      return done ? undefined : value;
-    } finally {
-      PieceReader.#waiting.delete(this);
-    }
+    return this.#read().finally(() => PieceReader.#waiting.delete(this));
   }
 
   cancel(): void {
     (this.#plain ?? this.#byob)?.cancel().catch(() => undefined);
+  }
+
+  async #read(): Promise<Uint8Array | undefined> {
+    if (this.#plain) return (await this.#plain.read()).value;
+    const { done, value } = await (this.#byob as ReadableStreamBYOBReader).read(new Uint8Array(this.#memory));
+    if (value) this.#memory = value.buffer as ArrayBuffer;
+    return done ? undefined : value;
   }
 }
 
