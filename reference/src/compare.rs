@@ -64,12 +64,16 @@ pub struct Comparison {
     pub first_mismatch: Option<Mismatch>,
 }
 
-/// How far `actual` is from `expected`, of the same length, as a part of its norm.
+/// How far `actual` is from `expected` as a part of its norm.
+///
+/// # Panics
+/// On different lengths: what is missing is no small difference.
 pub fn part_of_norm<A, E>(actual: &[A], expected: &[E]) -> f64
 where
     A: Copy + Into<f64>,
     E: Copy + Into<f64>,
 {
+    assert_eq!(actual.len(), expected.len(), "as many values");
     let pairs = actual.iter().zip(expected);
     let error: f64 = pairs.map(|(&a, &e)| (a.into() - e.into()).powi(2)).sum();
     let norm: f64 = expected.iter().map(|&e| e.into().powi(2)).sum();

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { after, before, test } from "node:test";
 
 import { launch } from "./browser.mjs";
-import { openHarness, start } from "./harness.mjs";
+import { openHarness, start, weightBytes } from "./harness.mjs";
 import { tinyBundle } from "./tiny.mjs";
 
 let folder, server, browser, page;
@@ -110,7 +110,7 @@ test("a tar file, a folder of the origin's, and the Cache API give the same mode
     const noTar = await moa.createEngine({ model: new Blob(["x".repeat(2000)]) }).catch((error) => error.code);
     return { tar, picked, first, second, noTar, expected };
   }, names);
-  const bytes = server.manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0);
+  const bytes = weightBytes(server.manifest);
   for (const { text, code } of [result.tar, result.picked, result.first, result.second]) assert.deepEqual([text, code], [result.expected, "unloaded"]);
   assert.deepEqual([result.first.report.fetchedBytes, result.second.report.fetchedBytes, result.second.report.cachedBytes], [bytes, 0, bytes]);
   assert.equal(result.noTar, "bad-manifest");

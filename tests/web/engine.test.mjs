@@ -5,7 +5,7 @@ import { after, before, test } from "node:test";
 
 import { chapters } from "../../web/chapters.js";
 import { launch, openPage } from "./browser.mjs";
-import { recorded, start } from "./harness.mjs";
+import { recorded, start, weightBytes } from "./harness.mjs";
 
 /** Where the two best logits are closer than this, another engine may rightly choose the other. */
 const CLEAR_MARGIN = 0.15;
@@ -25,7 +25,7 @@ before(async () => {
   page = await openPage(browser, `${server.url}/harness/`);
   await page.waitForFunction(() => globalThis.moa);
   // A first visit that is broken off by a reload, with all but one shard here.
-  const total = server.manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0);
+  const total = weightBytes(server.manifest);
   const last = server.manifest.shards.at(-1).bytes;
   await page.evaluate(([model, plan]) => {
     globalThis.seen = 0;
@@ -65,7 +65,7 @@ after(async () => {
 
 test("loading counts every byte of the weights and ends ready", () => {
   const { progress, manifest } = server;
-  const total = manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0);
+  const total = weightBytes(manifest);
   assert.deepEqual([progress[0].phase, progress.at(-1).phase], ["manifest", "ready"]);
   assert.deepEqual([progress.at(-1).loaded, progress.at(-1).total], [total, total]);
   const loaded = progress.map((report) => report.loaded);
@@ -74,7 +74,7 @@ test("loading counts every byte of the weights and ends ready", () => {
 
 test("after a reload in the middle of the download only what was missing is fetched", () => {
   const { report, manifest } = server;
-  const total = manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0);
+  const total = weightBytes(manifest);
   assert.equal(report.fetchedBytes + report.cachedBytes, total);
   assert.ok(report.cachedBytes >= total - 2 * manifest.shards.at(-1).bytes, JSON.stringify(report));
   assert.deepEqual([...new Set(ranges.map(([path]) => path))].filter((path) => path !== "/weights-003.bin"), [], "the other shards are here");

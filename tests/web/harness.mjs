@@ -62,6 +62,9 @@ export async function start(bundle = required("MOA_BUNDLE"), more = () => false,
   return { url, requests, manifest: JSON.parse(readFileSync(join(bundle, "manifest.json"), "utf8")), close: () => server.close() };
 }
 
+/** Bytes of a bundle's weights. */
+export const weightBytes = ({ shards }) => shards.reduce((sum, shard) => sum + shard.bytes, 0);
+
 /** A page of `server` with the package and a way to tokens, in a browser or a context of it. */
 export async function openHarness(browser, server) {
   const page = await openPage(browser, `${server.url}/harness/`);

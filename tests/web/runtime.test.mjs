@@ -8,7 +8,7 @@ import { after, before, test } from "node:test";
 import { gzipSync } from "node:zlib";
 
 import { launch } from "./browser.mjs";
-import { openHarness, start } from "./harness.mjs";
+import { openHarness, start, weightBytes } from "./harness.mjs";
 import { ids, tinyBundle } from "./tiny.mjs";
 
 let folder, server, browser, page;
@@ -77,8 +77,7 @@ test("what is kept is not fetched again, is listed, repaired, and deleted", { ti
     const freed = await moa.cache.delete(model);
     return { before, probed, phases, same, still, expected, first: engine.loadReport, again: again.loadReport, repaired: repaired.loadReport, has, freed, left: await moa.cache.list() };
   }, [`${server.url}/manifest.json`, ids]);
-  const { shards } = server.manifest;
-  const bytes = shards.reduce((sum, shard) => sum + shard.bytes, 0);
+  const bytes = weightBytes(server.manifest);
   assert.deepEqual(result.before, [{ url: `${server.url}/manifest.json`, name: server.manifest.name, bytes, cachedBytes: bytes, complete: true }]);
   assert.equal(result.probed.model.cachedBytes, bytes);
   assert.match(result.probed.message, /can run here and is on this device/);
@@ -111,7 +110,7 @@ test("a load ends however often the browser clears up in the middle of it", { ti
     clearInterval(timer);
     return reports;
   }, `${server.url}/manifest.json`);
-  const bytes = server.manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0);
+  const bytes = weightBytes(server.manifest);
   assert.deepEqual(reports.map(({ fetchedBytes, cachedBytes }) => [fetchedBytes, cachedBytes]), [[bytes, 0], ...Array.from({ length: 5 }, () => [0, bytes])]);
   assert.ok(reports.every(({ retries, repairedChunks }) => retries === 0 && repairedChunks === 0));
 });
@@ -341,7 +340,7 @@ test("weights go from the network to the device without a copy in wasm memory", 
     return { caught, missed };
   }, [`${server.url}/manifest.json`, ids, expected]);
   await context.close();
-  const bytes = server.manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0);
+  const bytes = weightBytes(server.manifest);
   console.log("bytes of weights:", bytes, JSON.stringify(result));
   assert.ok(result.caught.same && result.missed.same);
   assert.deepEqual([result.caught.direct, result.caught.throughWasm], [bytes, 0]);

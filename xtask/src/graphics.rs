@@ -21,6 +21,9 @@ const CODENAME: &str = "bookworm";
 /// Where Debian puts its Chromium.
 pub(crate) const CHROMIUM: &str = "/usr/lib/chromium";
 
+/// What Chromium calls the driver in whose place the shim goes.
+const SHIM: &str = "libvk_swiftshader.so";
+
 /// What the tests need to know of the software GPU.
 pub(crate) struct Graphics {
     /// Value for `VK_ICD_FILENAMES`: native programs then see lavapipe and nothing else.
@@ -175,7 +178,7 @@ fn copy_chromium(workspace: &Workspace) -> Result<()> {
     let source = workspace.root.join("tests/web/vulkan_shim.c");
     let copy = workspace.tools().join("chromium");
     // Chromium loads both files by these names.
-    let shim = copy.join("libvk_swiftshader.so");
+    let shim = copy.join(SHIM);
     let icd = copy.join("vk_swiftshader_icd.json");
 
     let current = fs::metadata(copy.join("chromium")).is_ok_and(|found| {
@@ -210,7 +213,7 @@ fn copy_chromium(workspace: &Workspace) -> Result<()> {
         )
         .run()?;
         // Beside it, wherever the folder is looked at from.
-        write_icd(&icd, Path::new("./libvk_swiftshader.so"))?;
+        write_icd(&icd, &Path::new(".").join(SHIM))?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ import { createEngine } from "moa-runtime";
 export async function load({ manifest, plan, uniform = false, contextLength, worker, kernels }) {
   let engine = await createEngine({ model: manifest, plan, contextLength, worker, kernels, cache: "none", turnSnapshotBytes: 0 });
   if (uniform) {
+    // Node.js, which reads no TypeScript, never comes here.
     const { uniformLike } = await import("../../parts/uniform.ts");
     const fork = await engine.fork({ plan: uniformLike(engine.plan(), contextLength), turnSnapshotBytes: 0 });
     await engine.unload();
